@@ -1,0 +1,66 @@
+"""Data-parallel PyTorch training over MPI with sparsified gradients.
+
+Five lines make a plain PyTorch program distributed:
+
+    import mpisparse as ms
+
+    ms.init()
+    optimizer = ms.DistributedOptimizer(optimizer, model, sparsifier=ms.TopK(density=0.01))
+    for inputs, targets in ms.shard(loader):
+        ...
+"""
+
+from mpisparse import wire
+from mpisparse.checkpoint import Checkpointer
+from mpisparse.comm import Communicator, world
+from mpisparse.errors import (
+    CheckpointError,
+    CommError,
+    ConfigError,
+    DataError,
+    LaunchError,
+    MpiSparseError,
+    NonFiniteError,
+    RankMismatchError,
+    WireError,
+)
+from mpisparse.flat import Layout
+from mpisparse.memory import ErrorFeedback, MomentumCorrection, NoMemory
+from mpisparse.optim import DistributedOptimizer
+from mpisparse.runtime import init
+from mpisparse.shard import shard
+from mpisparse.sparse import SparseVector
+from mpisparse.sparsifiers import Dense, DenseWarmup, Exponential, GSpar, Threshold, TopK, Uniform
+from mpisparse.wire import Wire
+
+__all__ = [
+    "CheckpointError",
+    "Checkpointer",
+    "CommError",
+    "Communicator",
+    "ConfigError",
+    "DataError",
+    "Dense",
+    "DenseWarmup",
+    "DistributedOptimizer",
+    "ErrorFeedback",
+    "Exponential",
+    "GSpar",
+    "LaunchError",
+    "Layout",
+    "MomentumCorrection",
+    "MpiSparseError",
+    "NoMemory",
+    "NonFiniteError",
+    "RankMismatchError",
+    "SparseVector",
+    "Threshold",
+    "TopK",
+    "Uniform",
+    "Wire",
+    "WireError",
+    "init",
+    "shard",
+    "wire",
+    "world",
+]

@@ -1,0 +1,7 @@
+"""How messages travel, and how whole vectors are averaged."""
+
+from mpisparse.collectives.allgatherv import Allgatherv
+from mpisparse.collectives.base import Collective
+from mpisparse.collectives.dense import DENSE_MEANS, Allreduce, DenseMean, Pieces
+
+__all__ = ["DENSE_MEANS", "Allgatherv", "Allreduce", "Collective", "DenseMean", "Pieces"]

@@ -1,0 +1,28 @@
+"""Allgatherv: every rank gets every rank's messages. Bytes grow with the number of ranks, the latency hardly does."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mpisparse.collectives.base import Bytes, Collective
+
+
+class Allgatherv(Collective):
+    """The counts of all buckets in one Allgather, the messages of all buckets in one Allgatherv."""
+
+    def gather(self, messages: list[Bytes]) -> list[list[Bytes]]:
+        """Return for each bucket the messages of all ranks, in rank order, as views of a buffer that is used again."""
+        lengths = self.comm.allgather([message.size for message in messages])
+        payload = np.concatenate(messages) if len(messages) > 1 else messages[0]
+        packed = self.comm.allgatherv(payload, lengths.sum(axis=1), self._room(int(lengths.sum())))
+        ends = np.cumsum(lengths.reshape(-1)).reshape(lengths.shape)
+        return [
+            [packed[ends[rank, bucket] - lengths[rank, bucket] : ends[rank, bucket]] for rank in range(self.comm.size)]
+            for bucket in range(len(messages))
+        ]
+
+    def _room(self, total: int) -> Bytes:
+        """Return a receive buffer of at least `total` bytes: the last one if it is large enough."""
+        if self._buffer.size < total:
+            self._buffer = np.empty(total + total // 4, np.uint8)
+        return self._buffer

@@ -1,0 +1,31 @@
+"""Who is there. The only package that imports mpi4py, and only once a communicator over MPI is asked for."""
+
+from __future__ import annotations
+
+from mpisparse.comm.agreement import agreed, require_same, share_failure
+from mpisparse.comm.base import Communicator, Description
+from mpisparse.comm.local import run_ranks, solo
+
+__all__ = ["Communicator", "Description", "agreed", "require_same", "run_ranks", "share_failure", "solo", "world"]
+
+
+def world() -> Communicator:
+    """Return the communicator of all ranks that the launcher started, on a duplicate of MPI_COMM_WORLD. Collective.
+
+    Raises:
+        LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
+    """
+    from mpisparse.comm.launcher import check_promise, prepare_environment
+    from mpisparse.errors import LaunchError
+
+    prepare_environment()
+    try:
+        from mpisparse.comm.mpi import MPICommunicator
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(
+            f"no MPI library could be loaded ({error}): install one beside mpi4py with `pip install mpich`, "
+            "or load your site's MPI module"
+        ) from error
+    comm = MPICommunicator()
+    check_promise(comm.size, comm.describe().library)
+    return comm

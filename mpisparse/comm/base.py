@@ -1,0 +1,212 @@
+"""The contract of a communicator, and the guard that every variable-length exchange passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpisparse.errors import CommError
+
+Bytes = NDArray[np.uint8]
+Counts = NDArray[np.int64]
+
+#: Bytes that one call may move: Open MPI takes no displacement beyond 2**31 - 1, MPICH would.
+CALL_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Description:
+    """Who is there, for the banner and the run log."""
+
+    library: str
+    standard: str
+    thread_level: str
+    node: str
+    nodes: int
+    local_size: int
+
+
+class Communicator(ABC):
+    """The ranks of a job, and how bytes get from each to all. Every method but `abort` is collective.
+
+    Surprises first:
+
+    - MPI says nothing when a rank sends fewer bytes than the others expect (the slot keeps what it held before), and
+      writes past a receive buffer that is too short. So the variable-length calls here take fresh `counts`, check every
+      buffer before MPI sees it, and are the only such calls in the package. A message names its own step, bucket and
+      rank in band, which catches the rest.
+    - Payloads are bytes. MPI has no portable 16-bit brain float, and refuses structured types.
+    - `out` is handed back filled; it must not be read by another thread meanwhile.
+    """
+
+    rank: int
+    size: int
+
+    def __init__(self, rank: int, size: int, call_limit: int = CALL_LIMIT) -> None:
+        self.rank = rank
+        self.size = size
+        self._call_limit = call_limit
+
+    # What every implementation brings -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def duplicate(self) -> Communicator:
+        """Return a communicator of the same ranks whose traffic never meets this one's."""
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """Return the MPI library, its thread level, and how the ranks lie on nodes."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+
+    @abstractmethod
+    def abort(self, code: int) -> None:
+        """End the whole job at once with exit code `code`. Not collective: one rank is enough."""
+
+    @abstractmethod
+    def _allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the arrays of all ranks, int64 of shape (size, array.size)."""
+
+    @abstractmethod
+    def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
+        """Fill `out` with the payloads of all ranks, in rank order and packed. The buffers are checked already."""
+
+    @abstractmethod
+    def _alltoallv(self, payload: Bytes, counts: Counts, out: Bytes, out_counts: Counts) -> None:
+        """Fill `out` with the pieces meant for this rank, in rank order and packed. The buffers are checked already."""
+
+    @abstractmethod
+    def _broadcast(self, buffer: Bytes, root: int) -> None:
+        """Replace `buffer` by rank `root`'s."""
+
+    @abstractmethod
+    def _allreduce(self, array: NDArray[np.float32]) -> None:
+        """Replace `array` by its sum over the ranks, in whatever order the library likes."""
+
+    # What callers use -----------------------------------------------------------------------------------------------
+
+    def allgather(self, array: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the integers of all ranks, int64 of shape (size, len(array)), the length being the same on all."""
+        return self._allgather(np.ascontiguousarray(array, np.int64))
+
+    def allgatherv(self, payload: Bytes, counts: Counts, out: Bytes | None = None) -> Bytes:
+        """Return the payloads of all ranks, packed in rank order: the first `counts.sum()` bytes of `out`.
+
+        Args:
+            payload: uint8, contiguous, of `counts[rank]` bytes; may be empty.
+            counts: int64 of shape (size,), the same on all ranks, from an `allgather` of this very step.
+            out: a buffer to use again, uint8; a fresh one when it is missing.
+
+        Raises:
+            CommError: a buffer does not fit; nothing was sent.
+        """
+        self._check_bytes("payload", payload, int(counts[self.rank]) if counts.size == self.size else -1)
+        total = self._check_counts(counts)
+        out = np.empty(total, np.uint8) if out is None else out
+        self._check_room(out, total)
+        if total <= self._call_limit:
+            self._allgatherv(payload, counts, out[:total])
+        else:
+            self._allgatherv_in_rounds(payload, counts, out)
+        return out[:total]
+
+    def alltoallv(self, payload: Bytes, counts: Counts, out_counts: Counts, out: Bytes | None = None) -> Bytes:
+        """Return the pieces that all ranks have for this one, packed in rank order.
+
+        Args:
+            payload: uint8, the piece for rank 0, then for rank 1, and so on.
+            counts: int64 of shape (size,), the bytes for each rank.
+            out_counts: int64 of shape (size,), the bytes from each rank.
+            out: a buffer to use again, uint8.
+
+        Raises:
+            CommError: a buffer does not fit, or more than the limit of one call would travel; nothing was sent.
+        """
+        total, incoming = self._check_counts(counts), self._check_counts(out_counts)
+        self._check_bytes("payload", payload, total)
+        if max(total, incoming) > self._call_limit:
+            raise CommError(
+                f"rank {self.rank}: {max(total, incoming)} bytes are more than one Alltoallv may move "
+                f"({self._call_limit}): send them in pieces"
+            )
+        out = np.empty(incoming, np.uint8) if out is None else out
+        self._check_room(out, incoming)
+        self._alltoallv(payload, counts, out[:incoming], out_counts)
+        return out[:incoming]
+
+    def allreduce(self, array: NDArray[np.float32]) -> None:
+        """Replace `array`, float32 and contiguous, by its sum over the ranks, in the MPI library's own order."""
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise CommError(f"rank {self.rank}: Allreduce takes contiguous float32, not {array.dtype}")
+        step = max(1, self._call_limit // 4)
+        for start in range(0, array.size, step):
+            self._allreduce(array[start : start + step])
+
+    def allgather_bytes(self, payload: bytes) -> list[bytes]:
+        """Return the byte strings of all ranks, in rank order, of any lengths."""
+        counts = self.allgather([len(payload)])[:, 0]
+        packed = self.allgatherv(np.frombuffer(payload, np.uint8), counts)
+        ends = np.cumsum(counts)
+        return [packed[end - count : end].tobytes() for end, count in zip(ends, counts, strict=True)]
+
+    def broadcast(self, buffer: Bytes, root: int = 0) -> None:
+        """Replace `buffer`, uint8 and of the same length on all ranks, by rank `root`'s."""
+        self._check_room(buffer, buffer.size)
+        for start in range(0, buffer.size, self._call_limit):
+            self._broadcast(buffer[start : start + self._call_limit], root)
+
+    def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
+        """Return what rank `root` gave; the others give None."""
+        ours = np.frombuffer((payload or b"") if self.rank == root else b"", np.uint8)
+        length = int(self.allgather([ours.size])[root, 0])
+        buffer = ours.copy() if self.rank == root else np.empty(length, np.uint8)
+        self.broadcast(buffer, root)
+        return buffer.tobytes()
+
+    # The guard --------------------------------------------------------------------------------------------------------
+
+    def _check_bytes(self, name: str, array: Bytes, expected: int) -> None:
+        if array.dtype != np.uint8 or array.ndim != 1 or not array.flags.c_contiguous:
+            raise CommError(
+                f"rank {self.rank}: {name} is {array.dtype} of shape {array.shape}: give a contiguous uint8 vector"
+            )
+        if array.size != expected:
+            raise CommError(f"rank {self.rank}: {name} has {array.size} bytes, but its count says {expected}")
+
+    def _check_counts(self, counts: Counts) -> int:
+        if counts.dtype != np.int64 or counts.shape != (self.size,):
+            raise CommError(
+                f"rank {self.rank}: counts are {counts.dtype} of shape {counts.shape}: "
+                f"give int64 of shape ({self.size},)"
+            )
+        if (counts < 0).any():
+            raise CommError(f"rank {self.rank}: counts {counts.tolist()} hold a negative number")
+        return int(counts.sum())
+
+    def _check_room(self, out: Bytes, total: int) -> None:
+        if out.dtype != np.uint8 or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
+            raise CommError(
+                f"rank {self.rank}: the receive buffer is {out.dtype} of shape {out.shape}: "
+                "give a contiguous, writable uint8 vector"
+            )
+        if out.size < total:
+            raise CommError(f"rank {self.rank}: the receive buffer has {out.size} bytes, but {total} are to come")
+
+    def _allgatherv_in_rounds(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
+        """Gather more than one call may move: every rank sends at most a share of the limit a round."""
+        share = max(1, self._call_limit // self.size)
+        starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        scratch = np.empty(share * self.size, np.uint8)
+        for sent in range(0, int(counts.max()), share):
+            round_counts = np.clip(counts - sent, 0, share)
+            self._allgatherv(payload[sent : sent + share], round_counts, scratch[: int(round_counts.sum())])
+            begin = 0
+            for start, count in zip(starts, round_counts, strict=True):
+                out[start + sent : start + sent + count] = scratch[begin : begin + count]
+                begin += count

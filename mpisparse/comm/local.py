@@ -1,0 +1,118 @@
+"""Ranks inside one process, one thread each: the same contract as MPI's, for tests and for programs without MPI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
+from mpisparse.errors import CommError
+
+Result = TypeVar("Result")
+
+
+class Meeting:
+    """Where the threads of a group hand things to each other: one slot a rank, and a barrier with a limit."""
+
+    def __init__(self, size: int, timeout: float) -> None:
+        self.slots: list[Any] = [None] * size
+        self.timeout = timeout
+        self.barrier = threading.Barrier(size, timeout=timeout)
+
+    def swap(self, rank: int, item: Any) -> list[Any]:
+        """Return what every rank brought, in rank order."""
+        self.slots[rank] = item
+        self._wait(rank)
+        items = list(self.slots)
+        self._wait(rank)
+        return items
+
+    def _wait(self, rank: int) -> None:
+        try:
+            self.barrier.wait()
+        except threading.BrokenBarrierError:
+            raise CommError(f"rank {rank}: another rank left, or did not come within {self.timeout} s") from None
+
+
+class LocalCommunicator(Communicator):
+    """One rank of a group of threads."""
+
+    def __init__(self, meeting: Meeting, rank: int, size: int, call_limit: int = CALL_LIMIT) -> None:
+        super().__init__(rank, size, call_limit)
+        self._meeting = meeting
+
+    def duplicate(self) -> LocalCommunicator:
+        """Return a communicator of the same threads with a meeting place of its own."""
+        fresh = Meeting(self.size, self._meeting.timeout) if self.rank == 0 else None
+        meeting = self._meeting.swap(self.rank, fresh)[0]
+        return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
+
+    def describe(self) -> Description:
+        """Return a description that says these ranks are threads."""
+        return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        self._meeting.swap(self.rank, None)
+
+    def abort(self, code: int) -> None:
+        """Break the meeting, so that the other ranks end with an error instead of waiting."""
+        self._meeting.barrier.abort()
+        raise CommError(f"rank {self.rank} ended the job with code {code}")
+
+    def _allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
+        arrays = self._meeting.swap(self.rank, array.copy())
+        if len({a.shape for a in arrays}) > 1:
+            raise CommError(f"rank {self.rank}: lengths differ over the ranks: {[a.size for a in arrays]}")
+        return np.stack(arrays)
+
+    def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
+        np.concatenate(self._meeting.swap(self.rank, payload.copy()), out=out)
+
+    def _alltoallv(self, payload: Bytes, counts: Counts, out: Bytes, out_counts: Counts) -> None:
+        pieces = np.split(payload.copy(), np.cumsum(counts)[:-1])
+        np.concatenate([theirs[self.rank] for theirs in self._meeting.swap(self.rank, pieces)], out=out)
+
+    def _broadcast(self, buffer: Bytes, root: int) -> None:
+        buffer[:] = self._meeting.swap(self.rank, buffer.copy())[root]
+
+    def _allreduce(self, array: NDArray[np.float32]) -> None:
+        arrays = self._meeting.swap(self.rank, array.copy())
+        array[:] = arrays[0]
+        for other in arrays[1:]:
+            array += other
+
+
+def solo() -> LocalCommunicator:
+    """Return the communicator of a process that is alone."""
+    return LocalCommunicator(Meeting(1, 1.0), 0, 1)
+
+
+def run_ranks(
+    size: int, function: Callable[[Communicator], Result], *, timeout: float = 60.0, call_limit: int = CALL_LIMIT
+) -> list[Result]:
+    """Return what `function(comm)` returns on each of `size` ranks, run as threads.
+
+    An exception on a rank ends the group, and is raised here; of several, the first one that is not merely the news
+    that another rank left. A rank that waits longer than `timeout` seconds for another ends the group too.
+    """
+    meeting = Meeting(size, timeout)
+
+    def one(rank: int) -> Result:
+        try:
+            return function(LocalCommunicator(meeting, rank, size, call_limit))
+        except BaseException:
+            meeting.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        futures = [pool.submit(one, rank) for rank in range(size)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if "another rank left" not in str(error)), errors[0])
+    return [future.result() for future in futures]

@@ -1,0 +1,77 @@
+"""Ranks of an MPI job: the communicator that real runs use."""
+
+from __future__ import annotations
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
+
+_THREAD_LEVELS = {
+    MPI.THREAD_SINGLE: "single",
+    MPI.THREAD_FUNNELED: "funneled",
+    MPI.THREAD_SERIALIZED: "serialized",
+    MPI.THREAD_MULTIPLE: "multiple",
+}
+
+
+class MPICommunicator(Communicator):
+    """One rank of an MPI communicator, on a duplicate of it, so that nobody else's messages can match ours."""
+
+    def __init__(self, comm: MPI.Intracomm | None = None, call_limit: int = CALL_LIMIT) -> None:
+        """Collective: duplicate `comm`, MPI_COMM_WORLD by default."""
+        self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
+        super().__init__(self._comm.Get_rank(), self._comm.Get_size(), call_limit)
+
+    def duplicate(self) -> MPICommunicator:
+        """Return a communicator of the same ranks whose traffic never meets this one's."""
+        return MPICommunicator(self._comm, self._call_limit)
+
+    def describe(self) -> Description:
+        """Return the MPI library, its thread level, and how the ranks lie on nodes."""
+        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        leader, local_size = node.Get_rank() == 0, node.Get_size()
+        node.Free()
+        nodes = int(self.allgather([int(leader)]).sum())
+        library = _library_name(MPI.Get_library_version())
+        standard = "MPI {}.{}".format(*MPI.Get_version())
+        level = _THREAD_LEVELS.get(MPI.Query_thread(), "unknown")
+        return Description(library, standard, level, MPI.Get_processor_name(), nodes, local_size)
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        self._comm.Barrier()
+
+    def abort(self, code: int) -> None:
+        """End every process of the job at once with exit code `code`."""
+        MPI.COMM_WORLD.Abort(code)
+
+    def _allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
+        gathered = np.empty((self.size, array.size), np.int64)
+        self._comm.Allgather(array, gathered)
+        return gathered
+
+    def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
+        self._comm.Allgatherv([payload, MPI.BYTE], [out, (counts, _displs(counts)), MPI.BYTE])
+
+    def _alltoallv(self, payload: Bytes, counts: Counts, out: Bytes, out_counts: Counts) -> None:
+        self._comm.Alltoallv(
+            [payload, (counts, _displs(counts)), MPI.BYTE], [out, (out_counts, _displs(out_counts)), MPI.BYTE]
+        )
+
+    def _broadcast(self, buffer: Bytes, root: int) -> None:
+        self._comm.Bcast([buffer, MPI.BYTE], root)
+
+    def _allreduce(self, array: NDArray[np.float32]) -> None:
+        self._comm.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM)
+
+
+def _library_name(version: str) -> str:
+    """Return "MPICH 5.0.2" or "Open MPI v5.0.11" from the long text that libraries give."""
+    line = version.split("\x00")[0].strip().splitlines()[0]
+    return " ".join(line.split(",")[0].replace("Version:", "").split())
+
+
+def _displs(counts: Counts) -> Counts:
+    return np.cumsum(counts) - counts

@@ -1,0 +1,179 @@
+"""GradientExchange: from each rank's gradient to the mean over all ranks, by sparse messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpisparse import random, wire
+from mpisparse.collectives import Collective, DenseMean
+from mpisparse.errors import CheckpointError
+from mpisparse.flat import Bucket, FlatGradients
+from mpisparse.memory import Memory
+from mpisparse.phases import Phases
+from mpisparse.sparsifiers import Sparsifier
+from mpisparse.wire import Expectation, Wire
+
+Bytes = NDArray[np.uint8]
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What one exchange moved, seen from this rank.
+
+    payload: bytes of this rank's own messages; tensors sent whole count 4 bytes an entry.
+    received: bytes that came in from other ranks: their messages, and whole tensors as a ring moves them.
+    dense: bytes that would have come in if the whole gradient had been averaged in float32 by a ring.
+    count: entries this rank sent, of `numel` in the gradient.
+    """
+
+    payload: int
+    received: int
+    dense: int
+    count: int
+    numel: int
+
+
+class GradientExchange:
+    """Averages the flat gradient over the ranks: remember, select, encode, gather, decode, sum, divide.
+
+    Over any number of steps and summed over the ranks, what went in equals size times what came out plus what the
+    memories hold. All ranks get the same bits: messages are summed in rank order.
+    """
+
+    def __init__(
+        self,
+        flat: FlatGradients,
+        *,
+        sparsifier: Sparsifier,
+        memory: Memory,
+        wire: Wire,
+        collective: Collective,
+        dense_mean: DenseMean,
+        phases: Phases,
+        seed: int = 0,
+    ) -> None:
+        self.flat = flat
+        self.sparsifier = sparsifier
+        self.memory = memory
+        self.kept = memory.start(flat.buffer.numel(), flat.sparse_numel)
+        self.wire = wire
+        self.collective = collective
+        self.dense_mean = dense_mean
+        self.phases = phases
+        self.seed = seed
+        self.step = 0
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Return True when the mean is this rank's own gradient: it is alone, sends everything and keeps nothing."""
+        alone = self.collective.comm.size == 1
+        return alone and self.sparsifier.at(self.step).sends_everything and not self.kept.vectors()
+
+    def average(self) -> Traffic:
+        """Replace the flat gradient by its mean over the ranks, and return what that moved. Collective."""
+        rule = self.sparsifier.at(self.step)
+        sparse = [bucket for bucket in self.flat.buckets if not (bucket.dense or rule.sends_everything)]
+        messages = [self._compress(bucket, rule) for bucket in sparse]
+        received = self._gather(messages)
+        count = sum(self._add_up(bucket, theirs) for bucket, theirs in zip(sparse, received, strict=True))
+        whole = [bucket for bucket in self.flat.buckets if bucket not in sparse]
+        incoming = sum(self._average_whole(bucket) for bucket in whole)
+        self.step += 1
+        sent = sum(message.size for message in messages)
+        arrived = sum(message.size for theirs in received for message in theirs)
+        entries = sum(bucket.numel for bucket in whole)
+        size, numel = self.collective.comm.size, self.flat.buffer.numel()
+        return Traffic(
+            payload=sent + 4 * entries,
+            received=arrived - sent + incoming,
+            dense=2 * (size - 1) * 4 * numel // size,
+            count=count + entries,
+            numel=numel,
+        )
+
+    def _compress(self, bucket: Bucket, rule: Sparsifier) -> Bytes:
+        """Return this rank's message of one bucket, and remember what it leaves out."""
+        rank = self.collective.comm.rank
+        with self.phases("sparsify"):
+            corrected = self.kept.accumulate(self.flat.vector[bucket.place], bucket.place)
+            selected = rule.select(corrected, random.generator(self.seed, rank, self.step, bucket.index))
+        with self.phases("encode"):
+            message = wire.encode(selected, self.wire, step=self.step, bucket=bucket.index, rank=rank)
+            decoded = selected if self.wire.exact else wire.decode(message)
+        with self.phases("sparsify"):
+            self.kept.sent(decoded, bucket.place)
+        return message
+
+    def _gather(self, messages: list[Bytes]) -> list[list[Bytes]]:
+        with self.phases("exchange"):
+            return self.collective.gather(messages) if messages else []
+
+    def _add_up(self, bucket: Bucket, messages: list[Bytes]) -> int:
+        """Put the mean of all ranks' messages into the bucket, and return how many entries this rank's own has."""
+        with self.phases("decode"):
+            mean = self.flat.vector[bucket.place]
+            mean[:] = 0.0
+            own = 0
+            for rank, message in enumerate(messages):
+                sparse = wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
+                mean[sparse.indices] += sparse.values
+                own = sparse.count if rank == self.collective.comm.rank else own
+            mean /= self.collective.comm.size
+            return own
+
+    def _average_whole(self, bucket: Bucket) -> int:
+        """Average a bucket that is sent whole, and return the bytes that came in."""
+        vector = self.flat.vector[bucket.place]
+        with self.phases("sparsify"):
+            if bucket.dense:
+                self.kept.dense(vector, bucket.place)
+            else:
+                corrected = self.kept.accumulate(vector, bucket.place)
+                if corrected is not vector:
+                    vector[:] = corrected
+                self.kept.sent_all(bucket.place)
+        if self.collective.comm.size == 1:
+            return 0
+        with self.phases("exchange"):
+            return self.dense_mean.average(vector)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the step, the seed, and this rank's memory by parameter name, as copies."""
+        memory: dict[str, dict[str, Tensor]] = {}
+        for name, vector in self.kept.vectors().items():
+            slots = [slot for slot in self.flat.slots if slot.stop <= vector.size]
+            memory[name] = {
+                slot.name: torch.from_numpy(vector[slot.start : slot.stop].copy()).view(slot.parameter.shape)
+                for slot in slots
+            }
+        return {"step": self.step, "seed": self.seed, "memory": memory}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take up the state that `state_dict` returned on this rank.
+
+        Raises:
+            CheckpointError: it belongs to another memory or another model.
+        """
+        memory, vectors = state["memory"], self.kept.vectors()
+        assert isinstance(memory, dict)
+        _require_same_names("memory", set(vectors), set(memory))
+        for name, vector in vectors.items():
+            slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= vector.size}
+            _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
+            for key, slot in slots.items():
+                vector[slot.start : slot.stop] = memory[name][key].reshape(-1).numpy()
+        self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
+
+
+def _require_same_names(what: str, ours: set[str], theirs: set[str]) -> None:
+    if ours != theirs:
+        raise CheckpointError(
+            f"the {what} in the saved state does not fit: it lacks {sorted(ours - theirs)} and brings "
+            f"{sorted(theirs - ours)}. Resume with the model, memory and layout that saved it"
+        )

@@ -1,0 +1,183 @@
+"""FlatGradients: the gradients of all parameters in one flat float32 buffer, cut into buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpisparse.errors import ConfigError
+
+Granularity = Literal["model", "tensor", "bucket"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the parameters lie in the buffer, and which of them are never sparsified.
+
+    granularity: "model" selects over all entries at once, "tensor" in each tensor for itself, "bucket" in runs of
+        tensors of about `bucket_mib`. Larger units let the selection go where the gradient is large; smaller ones keep
+        one badly scaled layer from taking it all.
+    bucket_mib: size of a bucket in MiB of float32, for granularity "bucket".
+    dense_vectors: send tensors of one dimension (biases, normalisation) whole. They are a per cent of the bytes, and
+        leaving them out costs accuracy.
+    dense_below: send tensors of fewer entries than this whole, too.
+    """
+
+    granularity: Granularity = "model"
+    bucket_mib: float = 25.0
+    dense_vectors: bool = True
+    dense_below: int = 0
+
+    def __post_init__(self) -> None:
+        if self.granularity not in ("model", "tensor", "bucket"):
+            raise ConfigError(f"granularity {self.granularity!r} does not exist: use model, tensor or bucket")
+        if not self.bucket_mib > 0:
+            raise ConfigError(f"bucket_mib is {self.bucket_mib}: it must be above 0, such as 25")
+
+    def is_dense(self, parameter: Tensor) -> bool:
+        """Return True when `parameter` is always sent whole."""
+        return (self.dense_vectors and parameter.dim() <= 1) or parameter.numel() < self.dense_below
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one parameter lies in the buffer."""
+
+    name: str
+    parameter: Tensor
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A slice of the buffer that is selected from and sent as one."""
+
+    index: int
+    start: int
+    stop: int
+    dense: bool
+
+    @property
+    def numel(self) -> int:
+        """Return the number of entries."""
+        return self.stop - self.start
+
+    @property
+    def place(self) -> slice:
+        """Return where it lies in the buffer."""
+        return slice(self.start, self.stop)
+
+
+class FlatGradients:
+    """One flat buffer that every `p.grad` is a view of.
+
+    - Sparsified tensors come first, those that are always dense after them: `sparse_numel` tells the border.
+    - A gradient that autograd makes afresh (after `zero_grad(set_to_none=True)`) is copied into its slice by a hook as
+      soon as it is final, so it is never held twice. A slice whose parameter got no gradient is zeroed by `collect`.
+    - Parameters that are not float32 on the CPU keep gradients of their own, copied in by `collect`, out by `publish`.
+    """
+
+    def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], layout: Layout) -> None:
+        named = [(name, p) for name, p in named_parameters if p.requires_grad]
+        if not named:
+            raise ConfigError("no parameter requires a gradient: there is nothing to exchange")
+        sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
+        dense = [(name, p) for name, p in named if layout.is_dense(p)]
+        self.slots = tuple(_slots(sparse + dense))
+        self.buffer = torch.zeros(self.slots[-1].stop)
+        self.sparse_numel = sum(p.numel() for _, p in sparse)
+        self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
+        self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
+        for slot in self.slots:
+            if _can_alias(slot.parameter):
+                slot.parameter.register_post_accumulate_grad_hook(self._adopt)  # type: ignore[no-untyped-call]
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """Return the whole buffer as a numpy array that shares its memory."""
+        array: NDArray[np.float32] = self.buffer.numpy()
+        return array
+
+    @torch.no_grad()
+    def collect(self) -> NDArray[np.bool_]:
+        """Bring every gradient into the buffer, and return which parameters have one, bool of shape (len(slots),)."""
+        present = np.ones(len(self.slots), bool)
+        for i, slot in enumerate(self.slots):
+            view = self._views[id(slot.parameter)]
+            if slot.parameter.grad is None:
+                present[i] = False
+                view.zero_()
+            else:
+                self._adopt(slot.parameter)
+        return present
+
+    @torch.no_grad()
+    def publish(self, present: NDArray[np.bool_]) -> None:
+        """Hand every parameter its slice of the buffer as `p.grad`, or None where no rank had a gradient.
+
+        A parameter without a gradient anywhere gets its slice all the same when the exchange put something there: a
+        residual of earlier steps.
+        """
+        for i, slot in enumerate(self.slots):
+            view = self._views[id(slot.parameter)]
+            if not present[i] and not bool(view.any()):
+                slot.parameter.grad = None
+            elif _can_alias(slot.parameter):
+                slot.parameter.grad = view
+            elif slot.parameter.grad is None:
+                slot.parameter.grad = view.to(slot.parameter)
+            else:
+                slot.parameter.grad.copy_(view)
+
+    def clear(self) -> None:
+        """Set every gradient to None, as `zero_grad` does."""
+        for slot in self.slots:
+            slot.parameter.grad = None
+
+    def where(self, index: int) -> str:
+        """Return the name of the parameter that holds entry `index` of the buffer."""
+        return next(slot.name for slot in self.slots if slot.start <= index < slot.stop)
+
+    @torch.no_grad()
+    def _adopt(self, parameter: Tensor) -> None:
+        """Copy a gradient that autograd or the user made elsewhere into its slice; make it a view where it can be."""
+        grad, view = parameter.grad, self._views[id(parameter)]
+        if grad is None:
+            return
+        if grad.is_sparse:
+            grad = grad.to_dense()
+        if grad.data_ptr() == view.data_ptr() and grad.dtype == view.dtype:
+            return
+        view.copy_(grad)
+        if _can_alias(parameter):
+            parameter.grad = view
+
+
+def _can_alias(parameter: Tensor) -> bool:
+    return parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+
+
+def _slots(named: list[tuple[str, Tensor]]) -> Iterator[Slot]:
+    start = 0
+    for name, parameter in named:
+        yield Slot(name, parameter, start, start + parameter.numel())
+        start += parameter.numel()
+
+
+def _buckets(slots: tuple[Slot, ...], sparse: int, layout: Layout) -> Iterator[Bucket]:
+    """Cut the sparse slots by granularity; all dense ones make one bucket."""
+    limit = {"model": float("inf"), "tensor": 0.0, "bucket": layout.bucket_mib * 2**20 / 4}[layout.granularity]
+    index, start = 0, 0
+    for here, following in zip(slots[:sparse], (*slots[1:sparse], None), strict=True):
+        if following is None or following.stop - start > limit:
+            yield Bucket(index, start, here.stop, dense=False)
+            index, start = index + 1, here.stop
+    if sparse < len(slots):
+        yield Bucket(index, start, slots[-1].stop, dense=True)

@@ -1,0 +1,96 @@
+"""MomentumCorrection: momentum before the selection, on each rank, as deep gradient compression does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpisparse.errors import ConfigError
+from mpisparse.memory.base import Kept, Memory, Vector, refuse_amplifying
+from mpisparse.sparse import SparseVector
+from mpisparse.sparsifiers.base import Sparsifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentumCorrection(Memory):
+    """Keeps a velocity u = m u + g and its sum v += u; v is selected from, and what was sent is cleared in it.
+
+    The optimizer must have no momentum of its own. Tensors that are always dense get ordinary momentum. On steps that
+    send everything (a dense warm-up) nothing is late, so nothing is masked and the momentum is the ordinary one.
+
+    momentum: the discount m, above 0 and below 1.
+    masking: clear u, too, where an entry was sent, so that stale momentum does not push it on.
+    nesterov: look ahead: u = m (u + g), v += u + g.
+
+    Source: Lin, Han, Mao, Wang, Dally, ICLR 2018, sections 3.1 and 3.2.
+    """
+
+    momentum: float = 0.9
+    masking: bool = True
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.momentum < 1.0:
+            raise ConfigError(
+                f"momentum {self.momentum} is outside (0, 1): use a value such as 0.9, or ErrorFeedback()"
+            )
+
+    def start(self, numel: int, sparse_numel: int) -> Kept:
+        """Return zero velocities of `numel` entries, and zero sums of `sparse_numel`."""
+        return _Velocity(self, numel, sparse_numel)
+
+    def check(self, sparsifier: Sparsifier, param_groups: list[dict[str, Any]]) -> None:
+        """Refuse amplifying rules, and optimizers that bring momentum of their own."""
+        refuse_amplifying(sparsifier, "momentum correction")
+        for number, group in enumerate(param_groups):
+            own = group.get("momentum") or group.get("betas")
+            if own:
+                name = "momentum" if group.get("momentum") else "betas"
+                raise ConfigError(
+                    f"momentum would count twice: MomentumCorrection(momentum={self.momentum}) and the optimizer's "
+                    f"{name}={own} in parameter group {number}. Use plain SGD (momentum=0) or ErrorFeedback()"
+                )
+
+
+class _Velocity(Kept):
+    def __init__(self, options: MomentumCorrection, numel: int, sparse_numel: int) -> None:
+        self.options = options
+        self.velocity = np.zeros(numel, np.float32)
+        self.accumulated = np.zeros(sparse_numel, np.float32)
+
+    def accumulate(self, gradient: Vector, place: slice) -> Vector:
+        accumulated = self.accumulated[place]
+        accumulated += self._advance(gradient, place)
+        if self.options.nesterov:
+            accumulated += gradient
+        return accumulated
+
+    def sent(self, sparse: SparseVector, place: slice) -> None:
+        self.accumulated[place][sparse.indices] -= sparse.values
+        if self.options.masking:
+            self.velocity[place][sparse.indices] = 0.0
+
+    def sent_all(self, place: slice) -> None:
+        self.accumulated[place] = 0.0
+
+    def dense(self, gradient: Vector, place: slice) -> None:
+        velocity = self._advance(gradient, place)
+        if self.options.nesterov:
+            gradient += velocity
+        else:
+            gradient[:] = velocity
+
+    def vectors(self) -> dict[str, Vector]:
+        return {"velocity": self.velocity, "accumulated": self.accumulated}
+
+    def _advance(self, gradient: Vector, place: slice) -> Vector:
+        velocity = self.velocity[place]
+        if self.options.nesterov:
+            velocity += gradient
+            velocity *= np.float32(self.options.momentum)
+        else:
+            velocity *= np.float32(self.options.momentum)
+            velocity += gradient
+        return velocity

@@ -1,0 +1,170 @@
+"""RunLog: what a run did, one JSON object a step, and one file a rank of what each rank did.
+
+The files are described in docs/run-directory.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from mpisparse.comm import Communicator
+from mpisparse.exchange import Traffic
+from mpisparse.phases import NAMES
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one rank did in one optimizer step.
+
+    step: optimizer steps done, this one included.
+    loss_sum: sum of the loss over this rank's samples. samples: their number, which may be 0.
+    traffic: what the exchange moved. seconds: by phase.
+    """
+
+    step: int
+    epoch: int
+    learning_rate: float
+    loss_sum: float
+    samples: int
+    traffic: Traffic
+    seconds: dict[str, float]
+
+    def numbers(self) -> list[float]:
+        """Return what differs between ranks, as the columns that `flush` gathers."""
+        traffic = self.traffic
+        columns = [self.loss_sum, self.samples, traffic.payload, traffic.received, traffic.dense, traffic.count]
+        return [float(column) for column in columns] + [self.seconds[name] for name in NAMES]
+
+
+class RunLog:
+    """Writes `metrics.jsonl` (rank 0) and `ranks/rank-NNNNN.jsonl` (each rank) in a run directory.
+
+    Steps are collected and written together by `flush`, so that a step itself talks to no other rank and to no file.
+    A crash loses what was not flushed; the steps are made again after a resume, bit for bit.
+    """
+
+    def __init__(self, directory: Path, comm: Communicator, start_step: int = 0) -> None:
+        """Open the files, and cut off what they say of steps after `start_step`: those come again."""
+        self._comm = comm
+        self._pending: list[StepRecord] = []
+        self._metrics: TextIO | None = None
+        (directory / "ranks").mkdir(exist_ok=True)
+        rank_file = directory / "ranks" / f"rank-{comm.rank:05d}.jsonl"
+        self._ranks = _open_after(rank_file, start_step)
+        if comm.rank == 0:
+            self._metrics = _open_after(directory / "metrics.jsonl", start_step)
+
+    def step(self, record: StepRecord) -> None:
+        """Keep the record of a step until the next `flush`."""
+        self._pending.append(record)
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Write the steps kept, and return them merged over the ranks. Collective, one Allgather."""
+        if not self._pending:
+            return []
+        table = np.array([record.numbers() for record in self._pending])
+        flat = self._comm.allgather(np.ascontiguousarray(table).view(np.int64).reshape(-1))
+        everyone = flat.view(np.float64).reshape(self._comm.size, *table.shape)
+        merged = [_merge(record, everyone[:, i]) for i, record in enumerate(self._pending)]
+        for record in self._pending:
+            _write(self._ranks, _own(record))
+        self._ranks.flush()
+        if self._metrics is not None:
+            for line in merged:
+                _write(self._metrics, line)
+            self._metrics.flush()
+        self._pending.clear()
+        return merged
+
+    def event(self, kind: str, step: int, **fields: object) -> None:
+        """Write an object of another kind, such as an evaluation, to `metrics.jsonl`. Does nothing but on rank 0."""
+        if self._metrics is not None:
+            _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **fields})
+            self._metrics.flush()
+
+    def close(self) -> None:
+        """Close the files, after bringing them to the disk."""
+        for file in (self._ranks, self._metrics):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+
+
+def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    """Return the object of one step in metrics.jsonl from every rank's columns, of shape (size, columns)."""
+    loss_sum, samples = numbers[:, 0].sum(), int(numbers[:, 1].sum())
+    seconds = numbers[:, 6:]
+    return {
+        "schema": SCHEMA,
+        "kind": "step",
+        "step": record.step,
+        "epoch": record.epoch,
+        "samples": samples,
+        "loss": loss_sum / samples if samples else None,
+        "learning_rate": record.learning_rate,
+        "payload_bytes": int(numbers[:, 2].sum()),
+        "received_bytes": int(numbers[:, 3].sum()),
+        "dense_bytes": int(numbers[:, 4].sum()),
+        "count": int(numbers[:, 5].sum()),
+        "entries": record.traffic.numel * len(numbers),
+        "seconds": _by_phase(seconds.mean(axis=0)),
+        "seconds_slowest": _by_phase(seconds.max(axis=0)),
+    }
+
+
+def _own(record: StepRecord) -> dict[str, Any]:
+    """Return the object of one step in a rank's own file."""
+    return {
+        "schema": SCHEMA,
+        "step": record.step,
+        "samples": record.samples,
+        "payload_bytes": record.traffic.payload,
+        "received_bytes": record.traffic.received,
+        "count": record.traffic.count,
+        "seconds": {name: round(spent, 9) for name, spent in record.seconds.items()},
+    }
+
+
+def _by_phase(seconds: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+    return {name: round(float(spent), 9) for name, spent in zip(NAMES, seconds, strict=True)}
+
+
+def _write(file: TextIO, line: Mapping[str, object]) -> None:
+    file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def _open_after(path: Path, start_step: int) -> TextIO:
+    """Return the file open at its end, without the lines of steps after `start_step` and a torn last one."""
+    if path.exists():
+        before = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in before if _is_up_to(line, start_step)]
+        if len(kept) < len(before):
+            replace_file(path, lambda file: file.writelines(kept))
+    return path.open("a", encoding="utf-8")
+
+
+def _is_up_to(line: str, start_step: int) -> bool:
+    try:
+        return line.endswith("\n") and int(json.loads(line)["step"]) <= start_step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def replace_file(path: Path, write: Callable[[TextIO], object]) -> None:
+    """Write a file anew so that a reader, or a crash, finds either the old content or the new, and never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,78 @@
+"""init: start a program on all ranks so that it cannot fail silently."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from mpisparse.comm import Communicator, world
+from mpisparse.runtime.threads import share_cores
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run ran on. Goes into the banner and the run directory's environment.json."""
+
+    mpisparse: str
+    ranks: int
+    nodes: int
+    library: str
+    standard: str
+    thread_level: str
+    threads: int
+    threads_reason: str
+
+    def banner(self) -> str:
+        """Return one line for people."""
+        return (
+            f"mpisparse {self.mpisparse} | {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')} | "
+            f"{self.library} ({self.standard}), thread level {self.thread_level} | "
+            f"{_count(self.threads, 'thread')} a rank ({self.threads_reason})"
+        )
+
+
+def init(*, comm: Communicator | None = None, banner: bool = True) -> Communicator:
+    """Return the communicator of all ranks, after making the launch safe. Collective; call it first.
+
+    - An exception that nobody catches on any rank prints its traceback and ends the whole job.
+    - Copies that a launcher started side by side without knowing of each other are refused.
+    - Threads are set to this rank's share of the cores, unless OMP_NUM_THREADS is set.
+    - Rank 0 says on stderr what it found.
+
+    Args:
+        comm: the ranks, when they are not those that the launcher started; the abort hook is theirs to install.
+        banner: whether rank 0 prints its line.
+
+    Raises:
+        LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
+    """
+    return start(comm, banner)[0]
+
+
+def start(comm: Communicator | None = None, banner: bool = True) -> tuple[Communicator, Surroundings]:
+    """Return what `init` returns, and what it found."""
+    if comm is None:
+        comm = world()
+        from mpisparse.comm.abort import install_abort_hook
+
+        install_abort_hook(comm.rank, comm.size)
+    place = comm.describe()
+    threads, reason = share_cores(comm, place.node)
+    surroundings = Surroundings(
+        mpisparse=version("mpisparse"),
+        ranks=comm.size,
+        nodes=place.nodes,
+        library=place.library,
+        standard=place.standard,
+        thread_level=place.thread_level,
+        threads=threads,
+        threads_reason=reason,
+    )
+    if banner and comm.rank == 0:
+        print(surroundings.banner(), file=sys.stderr, flush=True)
+    return comm, surroundings
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,137 @@
+"""From a configuration to the objects that train: data, model, loss, optimizer, schedule."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mpisparse import memory as memories
+from mpisparse import sparsifiers
+from mpisparse.comm import Communicator
+from mpisparse.errors import ConfigError
+from mpisparse.flat import Layout
+from mpisparse.optim import DistributedOptimizer
+from mpisparse.phases import Phases
+from mpisparse.training import config as schema
+from mpisparse.training.data import LOADERS, Split
+from mpisparse.training.models import MODELS, CrossEntropy, LinearSVM, LogisticRegression, Loss
+from mpisparse.wire import Wire
+
+#: Options of a data section that are paths.
+_PATHS = ("path", "train", "test")
+
+
+def build_data(section: schema.Data) -> Split:
+    """Return the train and test sets. DataError says what is wrong with a file."""
+    options = section.model_dump(exclude={"name"}, exclude_none=True)
+    options |= {key: _find(options[key]) for key in _PATHS if key in options}
+    return LOADERS[section.name](**options)
+
+
+def build_model(section: schema.Model, data: Split, smoothing: float) -> tuple[nn.Module, Loss]:
+    """Return the model, its parameters drawn from torch's global generator, and the loss it is trained on."""
+    options = section.model_dump(exclude={"name", "l2", "halved"})
+    model = MODELS[section.name](data.train.input_shape, data.train.num_classes, **options)
+    if isinstance(section, schema.LogisticModel):
+        assert isinstance(model, LogisticRegression | LinearSVM)
+        return model, model.loss(l2=section.l2, halved=section.halved)
+    return model, CrossEntropy(smoothing=smoothing)
+
+
+def build_optimizer(
+    config: schema.RunConfig, model: nn.Module, comm: Communicator, phases: Phases
+) -> DistributedOptimizer:
+    """Return the optimizer that exchanges sparsified gradients. Collective."""
+    section = config.optimizer
+    try:
+        plain = getattr(torch.optim, section.name)(model.parameters(), lr=section.lr, **section.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer {section.name} does not take these options: {error}") from error
+    exchange = config.exchange
+    sparsifier = build_sparsifier(config.sparsifier)
+    return DistributedOptimizer(
+        plain,
+        model,
+        sparsifier=sparsifier,
+        memory=build_memory(config.memory, sparsifier),
+        wire=Wire(exchange.values),
+        layout=Layout(
+            granularity=exchange.granularity,
+            bucket_mib=exchange.bucket_mib,
+            dense_vectors=exchange.dense_vectors,
+            dense_below=exchange.dense_below,
+        ),
+        dense=exchange.dense,
+        nonfinite=exchange.nonfinite,
+        seed=config.seed,
+        comm=comm,
+        phases=phases,
+    )
+
+
+def build_sparsifier(section: schema.Sparsifier) -> sparsifiers.Sparsifier:
+    """Return the rule that a sparsifier section names."""
+    if isinstance(section, schema.DenseSparsifier):
+        return sparsifiers.Dense()
+    if isinstance(section, schema.ThresholdSparsifier):
+        return sparsifiers.Threshold(section.threshold)
+    if isinstance(section, schema.GsparSparsifier):
+        density = None if section.density is None else _density(section.density, section.schedule)
+        return sparsifiers.GSpar(density=density, variance=section.variance, iterations=section.iterations)
+    rule = sparsifiers.Uniform if isinstance(section, schema.UniformSparsifier) else sparsifiers.TopK
+    return rule(_density(section.density, section.schedule))
+
+
+def build_memory(section: schema.Memory, sparsifier: sparsifiers.Sparsifier) -> memories.Memory:
+    """Return the memory that a memory section names."""
+    if section.name == "none":
+        return memories.NoMemory()
+    if section.name == "error_feedback":
+        return memories.ErrorFeedback()
+    if section.name == "momentum_correction":
+        return memories.MomentumCorrection(
+            momentum=section.momentum, masking=section.masking, nesterov=section.nesterov
+        )
+    return memories.default_memory(sparsifier)
+
+
+def build_schedule(section: schema.Schedule, optimizer: DistributedOptimizer, steps: int) -> LambdaLR:
+    """Return the learning-rate schedule of a run of `steps` optimizer steps."""
+    return LambdaLR(optimizer, learning_rate_factor(section, steps))
+
+
+def learning_rate_factor(section: schema.Schedule, steps: int) -> Callable[[int], float]:
+    """Return the function from the steps done to the factor on the learning rate of the next one."""
+
+    def factor(step: int) -> float:
+        if step < section.warmup:
+            return (step + 1) / (section.warmup + 1)
+        share = min(1.0, (step - section.warmup) / max(1, steps - section.warmup))
+        if section.name == "cosine":
+            return section.final + (1 - section.final) * 0.5 * (1 + math.cos(math.pi * share))
+        if section.name == "step":
+            return section.factor ** sum(step >= milestone * steps for milestone in section.milestones)
+        return 1.0
+
+    return factor
+
+
+def _density(target: float, section: schema.DensitySchedule | None) -> sparsifiers.Density:
+    if section is None:
+        return target
+    if isinstance(section, schema.DenseWarmupSchedule):
+        return sparsifiers.DenseWarmup(density=target, steps=section.steps)
+    return sparsifiers.Exponential(start=section.start, density=target, steps=section.steps, stages=section.stages)
+
+
+def _find(path: str) -> Path:
+    """Return `path`, looked for in $MPISPARSE_DATA when it is relative and not here."""
+    here = Path(path).expanduser()
+    root = os.environ.get("MPISPARSE_DATA")
+    return Path(root) / here if root and not here.is_absolute() and not here.exists() else here

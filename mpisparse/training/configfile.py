@@ -1,0 +1,111 @@
+"""Reading and writing run configurations: a TOML file, and what the command line sets over it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from mpisparse.errors import ConfigError
+from mpisparse.training.config import RunConfig
+from mpisparse.training.section import unknown_key
+
+
+def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
+    """Return the configuration in `path` with `settings` over it.
+
+    Args:
+        path: a TOML file.
+        settings: "section.key=value", the value written as in TOML; one that is not TOML counts as a string.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong; with the place.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a run configuration") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file: {error}") from error
+    for setting in settings:
+        _set(tree, setting)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the configuration that `tree` holds; ConfigError says what is wrong where in `source`."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def to_tree(config: RunConfig) -> dict[str, Any]:
+    """Return every key of the configuration with its value, without those that are not set: what TOML can hold."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
+    return tree
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the configuration as TOML, defaults written out."""
+    return tomli_w.dumps(to_tree(config))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the keys, dotted, in which two trees differ, each with both values (None where a key is missing)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found |= differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found[prefix + key] = (a, b)
+    return found
+
+
+def _set(tree: dict[str, Any], setting: str) -> None:
+    path, equals, text = setting.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {setting!r}: write section.key=value, such as sparsifier.density=0.001")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {setting!r}: {key} is a value, not a section")
+    tree[keys[-1]] = value
+
+
+def _explain(problem: Any) -> str:
+    """Return one validation problem as "section.key: what is wrong (value)"."""
+    context = problem.get("ctx", {})
+    if problem["type"] == "union_tag_invalid":
+        names = [name.strip("' ") for name in context["expected_tags"].split(",")]
+        text = unknown_key(str(context["tag"]), names).replace("unknown key", "no such name").replace("keys", "names")
+        return f"{_place(problem)}.name: {text}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{_place(problem)}: the key 'name' is missing"
+    if problem["type"] == "missing":
+        return f"{_place(problem)}: this key is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    shown = "" if isinstance(value, dict) or repr(value) in message else f", not {value!r}"
+    return f"{_place(problem)}: {message}{shown}"
+
+
+def _place(problem: Any) -> str:
+    """Return the dotted key, without the names of choices that the validation puts into it."""
+    parts = [str(part) for part in problem["loc"]]
+    if len(parts) > 1 and parts[0] in ("data", "model", "sparsifier"):
+        del parts[1]
+    if len(parts) > 2 and parts[:2] == ["sparsifier", "schedule"]:
+        del parts[2]
+    return ".".join(parts) or "the file"

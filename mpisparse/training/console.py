@@ -1,0 +1,106 @@
+"""What a person sees of a run: progress while it lasts, a table at its end. Rank 0 alone speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Console:
+    """A progress bar on a terminal, plain lines elsewhere, nothing on the other ranks."""
+
+    def __init__(self, rank: int, total_steps: int, done_steps: int, stderr: RichConsole | None = None) -> None:
+        self._speaks = rank == 0
+        self._console = stderr or RichConsole(stderr=True, highlight=False)
+        self._total = total_steps
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (self._speaks and self._console.is_terminal),
+            transient=True,
+        )
+        self._task = self._progress.add_task("train", total=total_steps, completed=done_steps, epoch=0, loss="-")
+
+    def __enter__(self) -> Console:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def advance(self, step: int, epoch: int, loss: float | None) -> None:
+        """Show that `step` steps are done."""
+        shown = "-" if loss is None else f"{loss:.4f}"
+        self._progress.update(self._task, completed=step, epoch=epoch + 1, loss=shown)
+
+    def evaluated(self, step: int, epoch: int, train_loss: float | None, metrics: Mapping[str, float]) -> None:
+        """Print one line on an evaluation after `step` steps."""
+        train = "" if train_loss is None else f"train loss {train_loss:.4f} | "
+        self.say(
+            f"epoch {epoch} | step {step}/{self._total} | {train}"
+            f"test loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}"
+        )
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self._speaks:
+            self._console.print(line, soft_wrap=True, markup=False)
+
+    def summary(self, rows: list[tuple[str, str]], title: str) -> None:
+        """Print the closing table on standard output."""
+        if not self._speaks:
+            return
+        table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(name, value)
+        RichConsole(highlight=False).print(table)
+
+
+def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: int) -> list[tuple[str, str]]:
+    """Return the rows of the closing table that tell the result, the time and the bytes.
+
+    Args:
+        metrics: of the last evaluation.
+        totals: "seconds" by phase (mean over ranks), "wall", "payload", "received", "dense" (bytes of all ranks),
+            "count" and "entries" of all ranks, "steps".
+        size: ranks.
+    """
+    seconds = totals["seconds"]
+    shown = ("compute", "sparsify", "encode", "exchange", "decode", "agree", "apply", "data")
+    rows = [
+        ("test loss", f"{metrics['loss']:.4f}"),
+        ("test accuracy", f"{metrics['accuracy']:.2%}"),
+        ("time", f"{totals['wall']:.1f} s for {totals['steps']} steps"),
+        ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
+        ("density sent", f"{totals['count'] / max(1, totals['entries']):.2%} of entries"),
+        ("message", f"{_bytes(totals['payload'] / max(1, totals['steps']) / size)} a rank and step"),
+    ]
+    if size > 1:
+        less = totals["dense"] / max(1, totals["received"])
+        rows.append(
+            (
+                "network",
+                f"{_bytes(totals['received'] / size)} into each rank; dense would be {_bytes(totals['dense'] / size)} "
+                f"({less:.1f} times as much)",
+            )
+        )
+    return rows
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"

@@ -1,0 +1,88 @@
+"""The run directory: made by rank 0, known to all, and never mixed with another run's."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from platform import node, platform, python_version
+
+import h5py
+import numpy as np
+import torch
+
+from mpisparse.comm import Communicator, agreed
+from mpisparse.errors import ConfigError
+from mpisparse.runtime import Surroundings
+from mpisparse.runtime.runlog import replace_file
+from mpisparse.training.config import RunConfig
+from mpisparse.training.configfile import differences, to_toml, to_tree
+
+#: Keys that a resumed run may change without becoming another run.
+_MAY_CHANGE = ("training.length", "training.evaluate", "training.log_every", "checkpoint.")
+
+
+def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -> Path:
+    """Return the run directory, the same on all ranks: `wanted`, or a new one under runs/. Collective.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    name = ""
+    with agreed(comm):
+        if comm.rank == 0:
+            try:
+                name = str(_make(config.name, wanted))
+            except OSError as error:
+                raise ConfigError(f"cannot make the run directory {wanted or 'under runs/'}: {error}") from error
+    return Path(comm.broadcast_bytes(name.encode()).decode())
+
+
+def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings) -> None:
+    """Write config.toml and environment.json. For rank 0 alone."""
+    environment = {
+        **asdict(surroundings),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+        "python": python_version(),
+        "platform": platform(),
+        "host": node(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    replace_file(directory / "config.toml", lambda file: file.write(to_toml(config)))
+    replace_file(directory / "environment.json", lambda file: file.write(json.dumps(environment, indent=2) + "\n"))
+
+
+def check_same_run(directory: Path, config: RunConfig, allow_changes: bool) -> None:
+    """Raise ConfigError if the directory holds a run of another configuration, naming the keys that differ."""
+    path = directory / "config.toml"
+    if allow_changes or not path.exists():
+        return
+    changed = differences(tomllib.loads(path.read_text(encoding="utf-8")), to_tree(config))
+    changed = {key: pair for key, pair in changed.items() if not key.startswith(_MAY_CHANGE)}
+    if changed:
+        listed = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
+        raise ConfigError(
+            f"{directory} holds a run of another configuration: {listed}. Resume it with its own, use another "
+            "--run-dir, or say --allow-changes to go on all the same"
+        )
+
+
+def _make(name: str, wanted: Path | None) -> Path:
+    """Return a directory that exists: `wanted`, old or new, or the next free number under runs/."""
+    if wanted is not None:
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+    number = 1
+    while True:
+        path = Path("runs") / f"{name}-{number:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return path

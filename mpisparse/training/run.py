@@ -1,0 +1,230 @@
+"""run_training: one whole run, from a configuration to the closing table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from mpisparse.checkpoint import Checkpointer
+from mpisparse.comm import Communicator, agreed
+from mpisparse.errors import CheckpointError, ConfigError
+from mpisparse.phases import NAMES, Phases
+from mpisparse.runtime import Surroundings
+from mpisparse.runtime.runlog import RunLog
+from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule
+from mpisparse.training.config import RunConfig
+from mpisparse.training.console import Console, summary_rows
+from mpisparse.training.data import Dataset, Sampler
+from mpisparse.training.directory import check_same_run, describe_run, open_directory
+from mpisparse.training.evaluate import evaluate
+from mpisparse.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run came to: its directory, the last evaluation, and what it cost (see `summary_rows`)."""
+
+    directory: Path
+    metrics: dict[str, float]
+    totals: dict[str, Any]
+
+
+def run_training(
+    comm: Communicator,
+    surroundings: Surroundings,
+    config: RunConfig,
+    *,
+    run_dir: Path | None = None,
+    resume: str = "auto",
+    allow_changes: bool = False,
+    command: str = "mpisparse train CONFIG.toml",
+) -> Result:
+    """Return the result of training as `config` says, on all ranks. Collective.
+
+    Args:
+        run_dir: where to write; a new directory under runs/ by default.
+        resume: "auto" goes on from the newest whole checkpoint in `run_dir` if there is one, "never" refuses to write
+            over one, and a path goes on from that checkpoint.
+        allow_changes: go on although the configuration changed.
+        command: how the run was started, to suggest the next one.
+
+    Raises:
+        MpiSparseError: see `errors`; raised on all ranks alike.
+    """
+    torch.manual_seed(config.seed)
+    phases = Phases()
+    trainer, test = _build(comm, config, phases)
+    directory = open_directory(comm, config, run_dir)
+    checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
+    with agreed(comm):
+        check_same_run(directory, config, allow_changes)
+    # Dropout must differ between ranks, and nothing before this may.
+    torch.manual_seed((config.seed << 20) + comm.rank)
+    resumed = _resume(comm, trainer, checkpointer, resume)
+    with agreed(comm):
+        if comm.rank == 0:
+            describe_run(directory, config, surroundings)
+    return _Run(comm, config, directory, trainer, test, checkpointer).finish(resumed, command)
+
+
+def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Trainer, Dataset]:
+    with agreed(comm):
+        data = build_data(config.data)
+        model, loss = build_model(config.model, data, config.training.smoothing)
+        sampler = Sampler(
+            len(data.train),
+            _batch(config, comm.size),
+            config.seed,
+            comm.rank,
+            comm.size,
+            shuffle=config.training.shuffle,
+        )
+    optimizer = build_optimizer(config, model, comm, phases)
+    steps = config.training.length.steps(sampler.steps_per_epoch)
+    trainer = Trainer(
+        model=model,
+        loss=loss,
+        data=data.train,
+        sampler=sampler,
+        optimizer=optimizer,
+        schedule=build_schedule(config.schedule, optimizer, steps),
+        options=config.training,
+        phases=phases,
+    )
+    return trainer, data.test
+
+
+def _batch(config: RunConfig, size: int) -> int:
+    """Return the samples of one rank in a step."""
+    if config.training.batch is not None:
+        return config.training.batch
+    assert config.training.global_batch is not None
+    batch, rest = divmod(config.training.global_batch, size)
+    if rest or not batch:
+        raise ConfigError(
+            f"training.global_batch {config.training.global_batch} cannot be divided by {size} ranks: "
+            f"use a multiple of {size}"
+        )
+    return batch
+
+
+def _resume(comm: Communicator, trainer: Trainer, checkpointer: Checkpointer, resume: str) -> str:
+    """Take up a checkpoint if there is one to take up, and return what to say of it. Collective."""
+    if resume == "never":
+        with agreed(comm):
+            if any(checkpointer.directory.glob("step-*")):
+                raise ConfigError(
+                    f"{checkpointer.directory} holds checkpoints, and --resume never does not write over them: "
+                    "use another --run-dir, or --resume auto to go on"
+                )
+        return ""
+    restored = checkpointer.restore("auto" if resume == "auto" else Path(resume))
+    if restored is None:
+        return ""
+    with agreed(comm):
+        assert isinstance(restored.replicated, dict)
+        assert isinstance(restored.per_rank, dict)
+        try:
+            trainer.load_state(restored.replicated, restored.per_rank)
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"{restored.path} does not fit this run: {error!r}") from error
+    skipped = "".join(f"\nskipped: {reason}" for reason in restored.skipped)
+    return f"resumed from {restored.path} after step {restored.step}{skipped}"
+
+
+class _Run:
+    """The steps of a run with what comes between them: evaluation, checkpoints, the log and the screen."""
+
+    def __init__(
+        self,
+        comm: Communicator,
+        config: RunConfig,
+        directory: Path,
+        trainer: Trainer,
+        test: Dataset,
+        checkpointer: Checkpointer,
+    ) -> None:
+        per_epoch = trainer.sampler.steps_per_epoch
+        self.comm, self.config, self.directory = comm, config, directory
+        self.trainer, self.test, self.checkpointer = trainer, test, checkpointer
+        self.steps = config.training.length.steps(per_epoch)
+        self.evaluate_every = config.training.evaluate.steps(per_epoch)
+        self.save_every = config.checkpoint.every.steps(per_epoch)
+        self.log = RunLog(directory, comm, trainer.steps_done)
+        self.totals: dict[str, Any] = {
+            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries"), 0),
+            "seconds": dict.fromkeys(NAMES, 0.0),
+            "wall": 0.0,
+        }
+        self.train_loss: float | None = None
+
+    def finish(self, resumed: str, command: str) -> Result:
+        """Take the steps that are left, and return the result. Collective."""
+        trainer, comm = self.trainer, self.comm
+        self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
+        metrics: dict[str, float] | None = None
+        saved = trainer.steps_done
+        with Console(comm.rank, self.steps, trainer.steps_done) as console:
+            console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
+            console.say(resumed or f"writing to {self.directory}")
+            while trainer.steps_done < self.steps:
+                begin = perf_counter()
+                self.log.step(trainer.step())
+                self.totals["wall"] += perf_counter() - begin
+                done = trainer.steps_done
+                if done % self.config.training.log_every == 0 or done == self.steps or self._due(self.evaluate_every):
+                    self._flush(console)
+                metrics = self._evaluate(console) if self._due(self.evaluate_every) else None
+                if self._due(self.save_every):
+                    self._save()
+                    saved = done
+            metrics = metrics or self._evaluate(console)
+        if saved < trainer.steps_done:
+            self._save()
+        self.log.event("end", trainer.steps_done, **{k: v for k, v in self.totals.items() if k != "seconds"})
+        self.log.close()
+        self._summarise(console, metrics, command)
+        return Result(self.directory, metrics, self.totals)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.trainer.steps_done % every == 0
+
+    def _flush(self, console: Console) -> None:
+        """Write the log of the steps since the last time, and add them to the totals."""
+        for line in self.log.flush():
+            self.totals["steps"] += 1
+            for name in ("payload", "received", "dense"):
+                self.totals[name] += line[f"{name}_bytes"]
+            self.totals["count"] += line["count"]
+            self.totals["entries"] += line["entries"]
+            for name in NAMES:
+                self.totals["seconds"][name] += line["seconds"][name]
+            self.train_loss = line["loss"]
+            console.advance(line["step"], line["epoch"], line["loss"])
+
+    def _evaluate(self, console: Console) -> dict[str, float]:
+        trainer = self.trainer
+        metrics = evaluate(self.comm, trainer.model, trainer.loss, self.test)
+        self.log.event("evaluation", trainer.steps_done, epoch=trainer.sampler.epoch, **metrics)
+        console.evaluated(trainer.steps_done, trainer.sampler.epoch, self.train_loss, metrics)
+        return metrics
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        self.checkpointer.save(trainer.steps_done, trainer.replicated_state(), trainer.rank_state())
+
+    def _summarise(self, console: Console, metrics: dict[str, float], command: str) -> None:
+        rows = summary_rows(metrics, self.totals, self.comm.size)
+        rows.append(("run directory", str(self.directory)))
+        dense = self.config.sparsifier.name == "dense"
+        change = "sparsifier.name=topk" if dense else "sparsifier.name=dense"
+        launch = f"mpirun -n {self.comm.size} " if self.comm.size > 1 else ""
+        if dense or self.comm.size > 1:
+            rows.append(("try next", f"{launch}{command} --set {change}"))
+        console.summary(
+            rows, f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {self.comm.size} ranks"
+        )

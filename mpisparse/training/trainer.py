@@ -1,0 +1,126 @@
+"""Trainer: the loop. Everything it changes is state that a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LRScheduler
+
+from mpisparse.errors import CheckpointError
+from mpisparse.optim import DistributedOptimizer
+from mpisparse.phases import Phases
+from mpisparse.runtime.runlog import StepRecord
+from mpisparse.training.config import Training
+from mpisparse.training.data import Dataset, Sampler, Share
+from mpisparse.training.models import Loss
+
+
+class Trainer:
+    """Takes optimizer steps on this rank's samples, and knows its own state."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        loss: Loss,
+        data: Dataset,
+        sampler: Sampler,
+        optimizer: DistributedOptimizer,
+        schedule: LRScheduler,
+        options: Training,
+        phases: Phases,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.data = data
+        self.sampler = sampler
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.options = options
+        self.phases = phases
+        self.steps_done = 0
+
+    def step(self) -> StepRecord:
+        """Take one optimizer step, and return what this rank did in it. Collective."""
+        with self.phases("data"):
+            share = self.sampler.next()
+        with self.phases("compute"):
+            self.optimizer.zero_grad()
+        loss_sum = self._accumulate(share)
+        samples = share.indices.numel()
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.synchronize(samples=samples)
+        if self.options.clip_norm:
+            with self.phases("apply"):
+                clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.steps_done += 1
+        traffic = self.optimizer.traffic
+        assert traffic is not None
+        return StepRecord(
+            step=self.steps_done,
+            epoch=share.epoch,
+            learning_rate=learning_rate,
+            loss_sum=loss_sum,
+            samples=samples,
+            traffic=traffic,
+            seconds=self.phases.take(),
+        )
+
+    def _accumulate(self, share: Share) -> float:
+        """Add up the gradient of this rank's mean loss, a microbatch at a time, and return the sum of the losses."""
+        samples = share.indices.numel()
+        loss_sum = 0.0
+        if samples == 0:
+            return loss_sum
+        for part in torch.split(share.indices, self.options.microbatch or samples):
+            with self.phases("data"):
+                inputs, targets = self.data.batch(part)
+            with self.phases("compute"):
+                loss = self.loss(self.model(inputs), targets)
+                weighted = loss if part.numel() == samples else loss * (part.numel() / samples)
+                weighted.backward()  # type: ignore[no-untyped-call]
+                loss_sum += float(loss.detach()) * part.numel()
+        return loss_sum
+
+    def replicated_state(self) -> dict[str, Any]:
+        """Return what is the same on every rank."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "steps_done": self.steps_done,
+        }
+
+    def rank_state(self) -> dict[str, Any]:
+        """Return what is this rank's own: memory, random state, and the running statistics of its samples."""
+        return {
+            "exchange": self.optimizer.exchange.state_dict(),
+            "random": torch.get_rng_state(),
+            "buffers": dict(self.model.named_buffers()),
+        }
+
+    def load_state(self, replicated: dict[str, Any], own: dict[str, Any]) -> None:
+        """Take up the state that was saved on this rank.
+
+        Raises:
+            CheckpointError: it belongs to another model.
+        """
+        try:
+            self.model.load_state_dict(replicated["model"])
+        except RuntimeError as error:
+            raise CheckpointError(f"the saved model is not this one: {error}") from error
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(own["buffers"][name])
+        self.optimizer.optimizer.load_state_dict(replicated["optimizer"])
+        self.optimizer.exchange.load_state_dict(own["exchange"])
+        self.schedule.load_state_dict(replicated["schedule"])
+        self.sampler.load_state_dict(replicated["sampler"])
+        self.steps_done = replicated["steps_done"]
+        torch.set_rng_state(own["random"])
