@@ -1,0 +1,128 @@
+"""The command line: `mpisparse train`, `config` and `check`.
+
+    mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
+    mpisparse config jobs/digits.toml
+    mpirun -n 4 mpisparse check
+
+Exit codes: 0 done, 2 usage, 70 an invariant broke, 78 configuration, data or launch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from mpisparse.comm.launcher import speaks
+from mpisparse.errors import MpiSparseError
+
+_SET = click.option(
+    "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set a key over the file; may be repeated."
+)
+_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mpisparse")
+def cli() -> None:
+    """Data-parallel PyTorch training over MPI with sparsified gradients."""
+
+
+@cli.command()
+@_CONFIG
+@_SET
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write; a new directory under runs/.")
+@click.option("--resume", default="auto", show_default=True, metavar="auto|never|PATH", help="What to go on from.")
+@click.option("--allow-changes", is_flag=True, help="Go on in a run directory although the configuration changed.")
+def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume: str, allow_changes: bool) -> None:
+    """Train as CONFIG, a TOML file, says. Start it under mpirun or srun."""
+    from mpisparse.comm import agreed
+    from mpisparse.runtime import start
+    from mpisparse.training.configfile import read_config
+    from mpisparse.training.run import run_training
+
+    comm, surroundings = start()
+    with agreed(comm):
+        run = read_config(config, settings)
+    words = ["mpisparse train", str(config), *(f"--set {setting}" for setting in settings)]
+    run_training(
+        comm,
+        surroundings,
+        run,
+        run_dir=run_dir,
+        resume=resume,
+        allow_changes=allow_changes,
+        command=" ".join(words),
+    )
+
+
+@cli.command("config")
+@_CONFIG
+@_SET
+def show_config(config: Path, settings: tuple[str, ...]) -> None:
+    """Print CONFIG as it would be used, every key with its value."""
+    from mpisparse.training.configfile import read_config, to_toml
+
+    click.echo(to_toml(read_config(config, settings)), nl=False)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=".",
+    help="Where runs are to write.",
+)
+def check(as_json: bool, directory: Path) -> None:
+    """Examine the installation: MPI, launcher, threads, HDF5, file system. Start it as a run would be started."""
+    from mpisparse.runtime import start
+    from mpisparse.runtime.check import examine
+
+    comm, surroundings = start(banner=False)
+    findings = examine(comm, surroundings, directory)
+    well = all(finding.ok for finding in findings)
+    if comm.rank == 0 and as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    elif comm.rank == 0:
+        table = Table("what", "", "found", title=f"mpisparse {surroundings.mpisparse}", title_justify="left")
+        for finding in findings:
+            hint = f"\n{finding.hint}" if finding.hint else ""
+            table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found + hint)
+        Console(highlight=False).print(table)
+    sys.exit(0 if well else MpiSparseError.exit_code)
+
+
+def main() -> None:
+    """Run the command line. What goes wrong on all ranks is said once, by rank 0, and every rank exits alike."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        if speaks():
+            error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except MpiSparseError as error:
+        _leave(error)
+
+
+def _leave(error: MpiSparseError) -> None:
+    """Say what went wrong and exit; an error of this rank alone ends the job, as the others do not know of it."""
+    from mpisparse.errors import LaunchError
+
+    alone = not (error.on_all_ranks or isinstance(error, LaunchError))
+    if speaks() or alone:
+        click.echo(f"mpisparse: {type(error).__name__}: {error}", err=True)
+    if alone and "mpi4py.MPI" in sys.modules:
+        from mpisparse.comm.abort import abort_job
+
+        abort_job(error.exit_code)
+    sys.exit(error.exit_code)
