@@ -175,9 +175,9 @@ def _buckets(slots: tuple[Slot, ...], sparse: int, layout: Layout) -> Iterator[B
     """Cut the sparse slots by granularity; all dense ones make one bucket."""
     limit = {"model": float("inf"), "tensor": 0.0, "bucket": layout.bucket_mib * 2**20 / 4}[layout.granularity]
     index, start = 0, 0
-    for here, following in zip(slots[:sparse], (*slots[1:sparse], None), strict=True):
-        if following is None or following.stop - start > limit:
-            yield Bucket(index, start, here.stop, dense=False)
-            index, start = index + 1, here.stop
+    for number, slot in enumerate(slots[:sparse], start=1):
+        if number == sparse or slots[number].stop - start > limit:
+            yield Bucket(index, start, slot.stop, dense=False)
+            index, start = index + 1, slot.stop
     if sparse < len(slots):
         yield Bucket(index, start, slots[-1].stop, dense=True)

@@ -87,9 +87,9 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int) -> str:
     places = [f"rank {rank} in {flat.where(int(entry))}" for rank, entry in enumerate(bad) if entry != _NONE]
     return (
-        f"step {step}: the gradient holds NaN or infinity on {'; '.join(places)}. Nothing was sent and no parameter "
-        "changed. Look at that rank's loss and data, lower the learning rate, or skip such steps on all ranks with "
-        'nonfinite="skip" (the right setting beside a GradScaler)'
+        f"after {step} steps the gradient holds NaN or infinity on {'; '.join(places)}. Nothing was sent and no "
+        "parameter changed. Look at that rank's loss and data, lower the learning rate, or skip such steps on all "
+        'ranks with nonfinite="skip" (the right setting beside a GradScaler)'
     )
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from mpisparse.comm import Communicator, world
 from mpisparse.errors import ConfigError
-from mpisparse.training.data.sampler import Sampler
+from mpisparse.sampler import Sampler
 
 
 class ShardedLoader:

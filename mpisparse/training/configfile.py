@@ -97,7 +97,7 @@ def _explain(problem: Any) -> str:
         return f"{_place(problem)}: this key is missing"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    shown = "" if isinstance(value, dict) or repr(value) in message else f", not {value!r}"
+    shown = "" if problem["type"] == "value_error" else f", not {value!r}"
     return f"{_place(problem)}: {message}{shown}"
 
 
@@ -108,4 +108,4 @@ def _place(problem: Any) -> str:
         del parts[1]
     if len(parts) > 2 and parts[:2] == ["sparsifier", "schedule"]:
         del parts[2]
-    return ".".join(parts) or "the file"
+    return ".".join(parts) or "top level"

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from mpisparse.comm import Communicator
-from mpisparse.training.data import Dataset, shard_range
+from mpisparse.sampler import shard_range
+from mpisparse.training.data import Dataset
 from mpisparse.training.models import Loss
 
 _BATCH = 500

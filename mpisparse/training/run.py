@@ -15,10 +15,11 @@ from mpisparse.errors import CheckpointError, ConfigError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
+from mpisparse.sampler import Sampler
 from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule
 from mpisparse.training.config import RunConfig
 from mpisparse.training.console import Console, summary_rows
-from mpisparse.training.data import Dataset, Sampler
+from mpisparse.training.data import Dataset
 from mpisparse.training.directory import check_same_run, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.trainer import Trainer

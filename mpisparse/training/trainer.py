@@ -13,8 +13,9 @@ from mpisparse.errors import CheckpointError
 from mpisparse.optim import DistributedOptimizer
 from mpisparse.phases import Phases
 from mpisparse.runtime.runlog import StepRecord
+from mpisparse.sampler import Sampler, Share
 from mpisparse.training.config import Training
-from mpisparse.training.data import Dataset, Sampler, Share
+from mpisparse.training.data import Dataset
 from mpisparse.training.models import Loss
 
 

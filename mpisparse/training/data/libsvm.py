@@ -1,0 +1,176 @@
+"""Sparse samples in LIBSVM text: one a line, `label index:value index:value ...`, indices from 1 and rising."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from mpisparse.errors import ConfigError, DataError
+from mpisparse.training.data.base import Dataset, Split, every_fifth
+from mpisparse.training.data.files import opened
+
+_LARGEST_INDEX = 2**31 - 1
+#: The least number that rounds to infinity in float32.
+_OVERFLOW = 2.0**128 - 2.0**103
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SparseDataset(Dataset):
+    """A data set kept as a sparse matrix; batches of it are dense.
+
+    inputs: scipy.sparse.csr_matrix, float32, of shape (samples, features).
+    """
+
+    inputs: csr_matrix
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Return (features,)."""
+        return (int(self.inputs.shape[1]),)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the chosen samples, dense float32 of shape (n, features), and their targets."""
+        targets = self.targets.index_select(0, indices)
+        rows = self.inputs[indices.numpy()]
+        return torch.from_numpy(rows.toarray()), targets
+
+
+def load(train: str | Path, test: str | Path | None = None, *, features: int | None = None) -> Split:
+    """Return sparse train and test samples, shape (features,), classes numbered from 0 in order of their labels.
+
+    Labels -1 and +1 become 0 and 1, and so do 0 and 1; labels 1, 2, 3 become 0, 1, 2.
+
+    Args:
+        train: a file, plain or .gz, .bz2 or .xz.
+        test: another; without it samples 4, 9, 14, ... of `train` are the test split.
+        features: entries of a sample; the largest index of both files unless given.
+
+    Raises:
+        DataError: a file is missing or damaged, a line is malformed, a feature or a label does not fit. The message
+            names the file and the line.
+        ConfigError: features is below 1.
+    """
+    if features is not None and features < 1:
+        raise ConfigError(f"features {features} is below 1: give the number of features, or leave it out")
+    train_path = Path(train)
+    train_rows = _read(train_path)
+    test_path = train_path if test is None else Path(test)
+    test_rows = train_rows if test is None else _read(test_path)
+    width = features or max(train_rows.features, test_rows.features)
+    classes = np.unique(train_rows.labels)
+    if width == 0:
+        raise DataError(f"{train_path} holds labels but no features: give a file of lines such as '+1 3:0.5 7:1'")
+    if len(classes) < 2:
+        raise DataError(f"{train_path} holds the one label {classes[0]:g}: two classes or more are needed")
+    whole = _dataset("libsvm train", train_path, train_rows, width, classes)
+    if test is None and len(whole) < 5:
+        raise DataError(f"{train_path} holds {len(whole)} samples, too few to keep every fifth for a test: give test")
+    if test is None:
+        return _cut(whole)
+    return Split(whole, _dataset("libsvm test", test_path, test_rows, width, classes))
+
+
+class _Rows(NamedTuple):
+    """The lines of one file, as the three arrays of a CSR matrix and a label a line."""
+
+    labels: NDArray[np.float64]
+    starts: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    values: NDArray[np.float32]
+    features: int
+
+
+def _read(path: Path) -> _Rows:
+    labels, starts, columns, values = array("d"), array("q", [0]), array("i"), array("f")
+    with opened(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            # What follows a '#' is a comment, by the format's own tools; lines of nothing else hold no sample.
+            fields = line.partition(b"#")[0].split()
+            if not fields:
+                continue
+            try:
+                labels.append(_label(fields[0]))
+                _append_features(fields[1:], columns, values)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: {error}: mend the line, or fetch the file again") from error
+            starts.append(len(columns))
+    if not labels:
+        raise DataError(f"{path} holds no samples: give a file of lines such as '+1 3:0.5 7:1'")
+    column_array = np.array(columns, np.int32)
+    return _Rows(
+        np.array(labels),
+        np.array(starts, np.int64),
+        column_array,
+        np.array(values, np.float32),
+        int(column_array.max(initial=-1)) + 1,
+    )
+
+
+def _label(field: bytes) -> float:
+    label = _number(field)
+    if not label.is_integer():
+        raise ValueError(f"label {field!r} is not a whole number, and only classes are read")
+    return label
+
+
+def _append_features(fields: list[bytes], columns: array[int], values: array[float]) -> None:
+    previous = 0
+    for field in fields:
+        name, separator, text = field.partition(b":")
+        if not separator or not name.isdigit():
+            raise ValueError(f"{field!r} is not index:value")
+        index = int(name) if len(name) <= 10 else _LARGEST_INDEX + 1
+        if not previous < index <= _LARGEST_INDEX:
+            raise ValueError(f"index {name!r} is not between {previous + 1} and {_LARGEST_INDEX}, as indices must rise")
+        values.append(_number(text))
+        columns.append(index - 1)
+        previous = index
+
+
+def _number(text: bytes) -> float:
+    """Return a finite number that fits float32."""
+    # Python's own float() also takes 1_000, nan and infinity.
+    value = math.nan if b"_" in text else float(text)
+    if not abs(value) < _OVERFLOW:
+        raise ValueError(f"{text!r} is not a finite float32 number")
+    return value
+
+
+def _dataset(name: str, path: Path, rows: _Rows, width: int, classes: NDArray[np.float64]) -> SparseDataset:
+    if rows.features > width:
+        raise DataError(f"{path} holds feature {rows.features}, above the {width} asked for: raise features")
+    targets = np.searchsorted(classes, rows.labels)
+    # A label beyond the last class is found at len(classes): compare it with the last, from which it differs.
+    unknown = classes[np.minimum(targets, len(classes) - 1)] != rows.labels
+    if unknown.any():
+        sample = int(unknown.argmax())
+        known = ", ".join(f"{label:g}" for label in classes)
+        raise DataError(f"{path}: sample {sample} has label {rows.labels[sample]:g}, none of the train set's: {known}")
+    return SparseDataset(
+        name=name,
+        num_classes=len(classes),
+        inputs=csr_matrix((rows.values, rows.columns, rows.starts), shape=(len(rows.labels), width)),
+        targets=torch.from_numpy(targets.astype(np.int64)),
+    )
+
+
+def _cut(whole: SparseDataset) -> Split:
+    def part(rows: NDArray[np.int64], kind: str) -> SparseDataset:
+        return SparseDataset(
+            name=f"libsvm {kind}",
+            num_classes=whole.num_classes,
+            inputs=whole.inputs[rows],
+            targets=whole.targets[torch.from_numpy(rows)],
+        )
+
+    train, test = every_fifth(len(whole))
+    return Split(part(train, "train"), part(test, "test"))

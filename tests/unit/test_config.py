@@ -1,0 +1,104 @@
+"""The run configuration: what is valid, and what is said of what is not."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mpisparse.errors import ConfigError
+from mpisparse.training.config import RunConfig
+from mpisparse.training.configfile import differences, parse_config, read_config, to_toml, to_tree
+from mpisparse.training.section import Duration
+from tests.paths import CHECKOUT
+
+MINIMAL = """
+name = "try"
+data.name = "digits"
+model.name = "mlp"
+training = { length = "3 epochs", batch = 8 }
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sparsifier={name='topk',densty=1}", "sparsifier: unknown key 'densty'. Did you mean 'density'?"),
+        ("sparsifier={name='topk',density=0}", "sparsifier.density: Input should be greater than 0, not 0"),
+        ("sparsifier={name='topk',density=2}", "sparsifier.density: Input should be less than or equal to 1, not 2"),
+        ("sparsifier={name='topk',density='1%'}", "sparsifier.density: Input should be a valid number, not '1%'"),
+        ("sparsifier.name=topq", "sparsifier.name: no such name 'topq'. Did you mean 'topk'?"),
+        ("sparsifier={density=0.1}", "sparsifier: the key 'name' is missing"),
+        ("sparsifier={name='gspar'}", "give density or variance, one of the two"),
+        ("sparsifier={name='gspar',density=0.1,variance=1.0}", "give density or variance, one of the two"),
+        (
+            "sparsifier={name='topk',schedule={name='exponential',steps=10,start=7.0}}",
+            "sparsifier.schedule.start: Input should be less than or equal to 1, not 7.0",
+        ),
+        ("training.batch=many", "training.batch: Input should be a valid integer, not 'many'"),
+        ("training.batch='8'", "training.batch: Input should be a valid integer, not '8'"),
+        ("training.batch=0", "training.batch: Input should be greater than 0, not 0"),
+        ("training.global_batch=8", "training: give batch (of one rank) or global_batch (of all ranks)"),
+        ("training.length=3", 'training.length: 3 is not a length of training: write "20 epochs" or "1000 steps"'),
+        ("training.lenght='1 epoch'", "training: unknown key 'lenght'. Did you mean 'length'?"),
+        ("optimizer.name=Adm", "optimizer: no optimizer 'Adm'. Did you mean 'Adam'?"),
+        ("optimizer.momentun=0.9", "SGD: unknown key 'momentun'. Did you mean 'momentum'?"),
+        ("data.name=mnist", "data.path: this key is missing"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0, not -1"),
+        ("name='a/b'", "name: String should match pattern"),
+        ("spasifier.name=topk", "top level: unknown key 'spasifier'. Did you mean 'sparsifier'?"),
+        ("name.first=3", "name is a value, not a section"),
+        ("nonsense", "--set 'nonsense': write section.key=value"),
+        ("=3", "write section.key=value"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(path: Path, setting: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read_config(path, [setting])
+    assert words in str(raised.value)
+
+
+def test_settings_are_toml_values_or_strings(path: Path) -> None:
+    settings = ["sparsifier.name=topk", "sparsifier.density=1e-3", "optimizer.nesterov=false", "model.hidden=[3, 4]"]
+    config = read_config(path, settings)
+    assert config.sparsifier.name == "topk"
+    assert config.sparsifier.density == 1e-3
+    assert config.optimizer.options == {"nesterov": False}
+    assert config.model.name == "mlp"
+    assert config.model.hidden == (3, 4)
+    assert config.training.length == Duration(3, "epochs")
+
+
+def test_what_is_printed_reads_back_the_same(path: Path) -> None:
+    config = read_config(path, ["optimizer.betas=[0.8, 0.9]", "optimizer.name=Adam"])
+    again = parse_config(tomllib.loads(to_toml(config)), "printed")
+    assert to_tree(again) == to_tree(config)
+
+
+def test_differences_name_dotted_keys(path: Path) -> None:
+    ours = to_tree(read_config(path))
+    theirs = to_tree(read_config(path, ["training.batch=9", "sparsifier={name='threshold',threshold=0.5}"]))
+    assert differences(ours, theirs) == {
+        "training.batch": (8, 9),
+        "sparsifier.name": ("dense", "threshold"),
+        "sparsifier.threshold": (None, 0.5),
+    }
+
+
+def test_durations_count_in_epochs_and_steps() -> None:
+    assert Duration(2, "epochs").steps(45) == 90
+    assert Duration(2, "steps").steps(45) == 2
+    assert str(Duration(1, "epochs")) == "1 epoch"
+
+
+@pytest.mark.parametrize("file", sorted((CHECKOUT / "jobs").glob("*.toml")), ids=lambda file: file.stem)
+def test_every_configuration_in_jobs_is_valid(file: Path) -> None:
+    assert isinstance(read_config(file), RunConfig)
