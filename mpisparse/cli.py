@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 usage, 70 an invariant broke, 78 configuration, data or la
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     comm, surroundings = start()
     with agreed(comm):
         run = read_config(config, settings)
-    words = ["mpisparse train", str(config), *(f"--set {setting}" for setting in settings)]
+    words = ["mpisparse", "train", str(config), *(word for setting in settings for word in ("--set", setting))]
     run_training(
         comm,
         surroundings,
@@ -57,7 +58,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
         run_dir=run_dir,
         resume=resume,
         allow_changes=allow_changes,
-        command=" ".join(words),
+        command=shlex.join(words),
     )
 
 

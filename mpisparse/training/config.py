@@ -6,7 +6,7 @@ A run is one file of about twenty lines. Sections with a `name` have the keys of
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
@@ -356,3 +356,16 @@ class RunConfig(Section):
     memory: Memory = Field(default_factory=Memory)
     exchange: Exchange = Field(default_factory=Exchange)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+
+
+def _by_name(choice: Any) -> dict[str, type[Section]]:
+    kinds = get_args(get_args(choice)[0])
+    return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds}
+
+
+#: Sections that have the keys of what their `name` names, and what each name stands for.
+CHOICES: dict[str, dict[str, type[Section]]] = {
+    "data": _by_name(Data),
+    "model": _by_name(Model),
+    "sparsifier": _by_name(Sparsifier),
+}

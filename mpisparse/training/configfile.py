@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from mpisparse.errors import ConfigError
-from mpisparse.training.config import RunConfig
+from mpisparse.training.config import CHOICES, RunConfig
 from mpisparse.training.section import unknown_key
 
 
@@ -20,7 +21,8 @@ def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
 
     Args:
         path: a TOML file.
-        settings: "section.key=value", the value written as in TOML; one that is not TOML counts as a string.
+        settings: "section.key=value", the value written as in TOML; one that is not TOML counts as a string. Where one
+            changes a section's name, keys of the file that the new name does not know are left out.
 
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong; with the place.
@@ -31,8 +33,10 @@ def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a run configuration") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML file: {error}") from error
+    before = copy.deepcopy(tree)
     for setting in settings:
         _set(tree, setting)
+    _drop_keys_of_other_names(tree, before)
     return parse_config(tree, str(path))
 
 
@@ -82,6 +86,19 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {setting!r}: {key} is a value, not a section")
     tree[keys[-1]] = value
+
+
+def _drop_keys_of_other_names(tree: dict[str, Any], before: dict[str, Any]) -> None:
+    """Take from sections whose name was set anew what the file said for the old name alone."""
+    for section, choices in CHOICES.items():
+        ours, theirs = tree.get(section), before.get(section)
+        if not isinstance(ours, dict) or not isinstance(theirs, dict) or ours.get("name") == theirs.get("name"):
+            continue
+        known = choices.get(str(ours.get("name")))
+        if known is not None:
+            stale = [key for key in ours if key not in known.model_fields and ours[key] == theirs.get(key)]
+            for key in stale:
+                del ours[key]
 
 
 def _explain(problem: Any) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.laws import LAWS
 from tests.launch import mpirun
+from tests.laws import LAWS
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,16 @@ def test_settings_are_toml_values_or_strings(path: Path) -> None:
     assert config.training.length == Duration(3, "epochs")
 
 
+def test_another_name_leaves_the_keys_of_the_old_one_behind(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL + 'sparsifier = { name = "topk", density = 0.25 }\n')
+    dense = read_config(file, ["sparsifier.name=dense"])
+    assert to_tree(dense)["sparsifier"] == {"name": "dense"}
+    assert to_tree(read_config(file, ["sparsifier.name=gspar"]))["sparsifier"] == {"name": "gspar", "density": 0.25}
+    with pytest.raises(ConfigError, match="unknown key 'density'"):
+        read_config(file, ["sparsifier.name=dense", "sparsifier.density=0.5"])
+
+
 def test_what_is_printed_reads_back_the_same(path: Path) -> None:
     config = read_config(path, ["optimizer.betas=[0.8, 0.9]", "optimizer.name=Adam"])
     again = parse_config(tomllib.loads(to_toml(config)), "printed")
