@@ -25,7 +25,7 @@ from mpisparse.errors import (
     WireError,
 )
 from mpisparse.flat import Layout
-from mpisparse.memory import ErrorFeedback, MomentumCorrection, NoMemory
+from mpisparse.memory import ErrorFeedback, Memory, MomentumCorrection, NoMemory
 from mpisparse.optim import DistributedOptimizer
 from mpisparse.runtime import init
 from mpisparse.shard import shard
@@ -48,6 +48,7 @@ __all__ = [
     "GSpar",
     "LaunchError",
     "Layout",
+    "Memory",
     "MomentumCorrection",
     "MpiSparseError",
     "NoMemory",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from hypothesis import settings
 
 # Every rank of a test under MPI must draw the same examples, and a failure must come back when it is run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60, database=None)
 settings.load_profile("repeatable")
+
+# Ranks that are threads, and jobs beside this process, share the cores.
+torch.set_num_threads(1)

@@ -9,6 +9,9 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+#: Columns of the table where nobody tells how wide a line is.
+_PLAIN_WIDTH = 120
+
 
 class Console:
     """A progress bar on a terminal, plain lines elsewhere, nothing on the other ranks."""
@@ -55,8 +58,8 @@ class Console:
         if self._speaks:
             self._console.print(line, soft_wrap=True, markup=False)
 
-    def summary(self, rows: list[tuple[str, str]], title: str) -> None:
-        """Print the closing table on standard output."""
+    def summary(self, rows: list[tuple[str, str]], title: str, following: str) -> None:
+        """Print the closing table, and a line after it, on standard output."""
         if not self._speaks:
             return
         table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
@@ -64,7 +67,11 @@ class Console:
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(name, value)
-        RichConsole(highlight=False).print(table)
+        out = RichConsole(highlight=False)
+        if not out.is_terminal:
+            out.width = _PLAIN_WIDTH
+        out.print(table)
+        out.print(following, soft_wrap=True, markup=False)
 
 
 def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: int) -> list[tuple[str, str]]:

@@ -177,10 +177,12 @@ class _Run:
                 self.log.step(trainer.step())
                 self.totals["wall"] += perf_counter() - begin
                 done = trainer.steps_done
-                if done % self.config.training.log_every == 0 or done == self.steps or self._due(self.evaluate_every):
+                if self._due(self.config.training.log_every) or self._due(self.evaluate_every) or done == self.steps:
                     self._flush(console)
                 metrics = self._evaluate(console) if self._due(self.evaluate_every) else None
                 if self._due(self.save_every):
+                    # A resumed run takes up the log where it takes up the state: nothing may be missing in between.
+                    self._flush(console)
                     self._save()
                     saved = done
             metrics = metrics or self._evaluate(console)
@@ -221,11 +223,7 @@ class _Run:
     def _summarise(self, console: Console, metrics: dict[str, float], command: str) -> None:
         rows = summary_rows(metrics, self.totals, self.comm.size)
         rows.append(("run directory", str(self.directory)))
-        dense = self.config.sparsifier.name == "dense"
-        change = "sparsifier.name=topk" if dense else "sparsifier.name=dense"
+        change = "sparsifier.name=topk" if self.config.sparsifier.name == "dense" else "sparsifier.name=dense"
         launch = f"mpirun -n {self.comm.size} " if self.comm.size > 1 else ""
-        if dense or self.comm.size > 1:
-            rows.append(("try next", f"{launch}{command} --set {change}"))
-        console.summary(
-            rows, f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {self.comm.size} ranks"
-        )
+        title = f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {self.comm.size} ranks"
+        console.summary(rows, title, f"To compare, try: {launch}{command} --set {change}")

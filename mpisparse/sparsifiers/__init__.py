@@ -1,0 +1,25 @@
+"""What to send: one rule a file behind one contract."""
+
+from __future__ import annotations
+
+from mpisparse.sparsifiers.base import Sparsifier
+from mpisparse.sparsifiers.dense import Dense
+from mpisparse.sparsifiers.density import Density, Schedule
+from mpisparse.sparsifiers.gspar import GSpar
+from mpisparse.sparsifiers.schedules import DenseWarmup, Exponential
+from mpisparse.sparsifiers.threshold import Threshold
+from mpisparse.sparsifiers.topk import TopK
+from mpisparse.sparsifiers.uniform import Uniform
+
+__all__ = [
+    "Dense",
+    "DenseWarmup",
+    "Density",
+    "Exponential",
+    "GSpar",
+    "Schedule",
+    "Sparsifier",
+    "Threshold",
+    "TopK",
+    "Uniform",
+]

@@ -1,0 +1,53 @@
+"""The contract of a sparsifier: which entries of a vector are sent, and with which values."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpisparse.sparse import SparseVector
+
+#: A float32 vector on the host, contiguous, of one dimension.
+Vector = NDArray[np.float32]
+
+
+class Sparsifier(ABC):
+    """Chooses the entries that are sent. A frozen dataclass of options: no state, equal options give equal choices.
+
+    Surprises first:
+
+    - `select` never changes its input, and refuses NaN and infinity with `NonFiniteError`.
+    - Zero entries are sent only by a rule that sends everything; a zero vector gives an empty result from every other,
+      also from a rule of fixed count.
+    - The number of entries may differ from step to step and from rank to rank; it may be zero.
+    - All randomness comes from `generator`. Without one a fixed stream is used, so that a call alone is repeatable.
+    - `amplifies` tells the unbiased rules, whose values are scaled by 1/p: the mean of many draws is the vector, and a
+      residual must not be kept around them (it would grow without bound).
+    """
+
+    #: True for an unbiased rule, whose sent values are larger than the entries they stand for.
+    amplifies: bool = False
+
+    @abstractmethod
+    def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
+        """Return the entries to send, indices rising.
+
+        Args:
+            vector: float32 of shape (numel,), a numpy array or anything `numpy.asarray` views without a copy, such
+                as a torch CPU tensor.
+            generator: the source of every random choice.
+
+        Raises:
+            NonFiniteError: the vector holds NaN or infinity.
+        """
+
+    def at(self, step: int) -> Sparsifier:
+        """Return the rule in force at optimizer step `step` (0 is the first): itself unless it follows a schedule."""
+        return self
+
+    @property
+    def sends_everything(self) -> bool:
+        """Return True when every entry is sent as it is, so that the dense path gives the same result at less cost."""
+        return False

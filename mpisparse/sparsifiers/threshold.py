@@ -1,0 +1,38 @@
+"""Threshold: every entry of at least a fixed magnitude is sent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mpisparse.errors import ConfigError
+from mpisparse.kernels.vectors import as_vector, find_at_least, round_up, take
+from mpisparse.sparse import SparseVector
+from mpisparse.sparsifiers.base import Sparsifier, Vector
+
+
+@dataclass(frozen=True)
+class Threshold(Sparsifier):
+    """Sends the exact values of the entries whose magnitude is at least `threshold`.
+
+    The number of entries follows the gradient: many when it is large, none when it is small; a vector of equal entries
+    is sent whole or not at all. With error feedback and one threshold for the whole run this is the best use of a
+    *total* budget of entries (Sahu et al., NeurIPS 2021), where top-k is the best use of a budget for each step.
+    """
+
+    threshold: float
+    """In units of the vector, above 0; higher sends less."""
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
+        if not number or not 0 < self.threshold < math.inf:
+            raise ConfigError(
+                f"threshold {self.threshold!r} is not above 0 and finite: give a magnitude, such as 0.001"
+            )
+
+    def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
+        """Return the entries of at least the threshold; see `Sparsifier.select`. Nothing is random."""
+        vector = as_vector(vector)
+        return take(vector, find_at_least(vector, round_up(self.threshold)))

@@ -1,0 +1,307 @@
+"""DistributedOptimizer as a torch optimizer: alone it is plain torch, bit for bit; whatever models do, it survives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mpisparse as ms
+from mpisparse.comm import run_ranks, solo
+
+
+class Odd(nn.Module):
+    """Tied weights, a frozen tensor, a tensor that only some steps use, one that none uses, and a buffer."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed = nn.Parameter(torch.randn(6, 5, dtype=dtype))
+        self.tied = self.embed
+        self.frozen = nn.Parameter(torch.randn(5, 5, dtype=dtype), requires_grad=False)
+        self.sometimes = nn.Parameter(torch.randn(5, 5, dtype=dtype))
+        self.never = nn.Parameter(torch.randn(4, dtype=dtype))
+        self.bias = nn.Parameter(torch.randn(6, dtype=dtype))
+        self.norm = nn.BatchNorm1d(5).to(dtype)
+
+    def forward(self, inputs: Tensor, use: bool) -> Tensor:
+        hidden = self.norm(inputs @ self.embed) @ self.frozen
+        if use:
+            hidden = hidden + hidden @ self.sometimes
+        outputs: Tensor = hidden @ self.tied.T + self.bias
+        return outputs
+
+
+def groups(model: Odd) -> list[dict[str, Any]]:
+    return [
+        {"params": [model.embed, model.frozen, model.never], "lr": 0.0005},
+        {"params": [model.sometimes, model.bias, *model.norm.parameters()], "weight_decay": 0.01},
+    ]
+
+
+def sgd(model: Odd) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups(model), lr=0.001, momentum=0.9, nesterov=True)
+
+
+def adam(model: Odd) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups(model), lr=0.01)
+
+
+def train(
+    model: Odd, optimizer: torch.optim.Optimizer, steps: int, *, set_to_none: bool = True, accumulate: int = 1
+) -> list[Tensor]:
+    """Take steps, and return all parameters and the gradients' presence at the end."""
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    dtype = model.embed.dtype
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none)
+        for part in range(accumulate):
+            generator = torch.Generator().manual_seed(100 * step + part)
+            inputs = torch.randn(8, 6, generator=generator).to(dtype)
+            model(inputs, use=step % 2 == 0).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+    return [p.detach().clone() for p in model.parameters()] + [b.clone() for b in model.buffers()]
+
+
+@pytest.mark.parametrize("make", [sgd, adam])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_alone_and_dense_it_is_plain_torch_bit_for_bit(
+    make: Callable[[Odd], torch.optim.Optimizer], dtype: torch.dtype, set_to_none: bool
+) -> None:
+    plain, model = Odd(dtype), Odd(dtype)
+    expected = train(plain, make(plain), 7, set_to_none=set_to_none, accumulate=2)
+    optimizer = ms.DistributedOptimizer(make(model), model, comm=solo())
+    found = train(model, optimizer, 7, set_to_none=set_to_none, accumulate=2)
+    for a, b in zip(expected, found, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(plain.never, model.never)
+    for (name, p), (_, q) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+
+
+@pytest.mark.parametrize("make", [sgd, adam])
+def test_density_one_with_error_feedback_is_plain_torch_too(make: Callable[[Odd], torch.optim.Optimizer]) -> None:
+    plain, model = Odd(), Odd()
+    optimizer = ms.DistributedOptimizer(
+        make(model), model, sparsifier=ms.TopK(density=1.0), memory=ms.ErrorFeedback(), comm=solo()
+    )
+    for a, b in zip(train(plain, make(plain), 7), train(model, optimizer, 7), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_exchanged_in_float32(dtype: torch.dtype) -> None:
+    """The mean over ranks is the float32 mean of the gradients, brought back to the parameter's type."""
+
+    def one(comm: ms.Communicator) -> Tensor:
+        model = nn.Linear(4, 3).to(dtype)
+        optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.0), model, comm=comm)
+        model.weight.grad = torch.full_like(model.weight, 0.1 * (comm.rank + 1))
+        optimizer.synchronize()
+        assert model.weight.grad.dtype == dtype
+        assert model.bias.grad is None
+        return model.weight.grad
+
+    total = sum(torch.full((3, 4), 0.1 * (rank + 1), dtype=dtype).float() for rank in range(3))
+    assert isinstance(total, Tensor)
+    for found in run_ranks(3, one):
+        assert torch.equal(found, (total / 3).to(dtype))
+
+
+def test_gradients_are_views_of_one_buffer_after_every_kind_of_reset() -> None:
+    model = Odd()
+    optimizer = ms.DistributedOptimizer(sgd(model), model, comm=solo())
+    start, stop = optimizer.flat.buffer.data_ptr(), optimizer.flat.buffer.data_ptr() + optimizer.flat.buffer.nbytes
+    for reset in (optimizer.zero_grad, model.zero_grad, lambda: optimizer.zero_grad(set_to_none=False)):
+        reset()  # type: ignore[no-untyped-call]
+        model(torch.randn(8, 6), use=True).sum().backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                assert start <= parameter.grad.data_ptr() < stop, name
+        optimizer.step()
+
+
+def test_clipping_between_synchronize_and_step_acts_on_the_mean() -> None:
+    def one(comm: ms.Communicator) -> tuple[float, Tensor]:
+        model = nn.Linear(4, 3, bias=False)
+        optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), model, comm=comm)
+        before = model.weight.detach().clone()
+        (model(torch.ones(2, 4)) * (comm.rank + 1)).sum().backward()
+        optimizer.synchronize()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+        optimizer.step()
+        return norm, before - model.weight.detach()
+
+    mean = torch.full((3, 4), 2.0 * (1 + 2 + 3) / 3)
+    for norm, moved in run_ranks(3, one):
+        assert norm == pytest.approx(float(mean.norm()))
+        assert float(moved.norm()) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_accumulation_exchanges_once_and_refuses_to_step_inside() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    with optimizer.no_sync():
+        model(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(ms.MpiSparseError, match="inside no_sync"):
+            optimizer.step()
+    model(torch.ones(2, 4)).sum().backward()
+    assert model.weight.grad is not None
+    assert torch.equal(model.weight.grad, torch.full((3, 4), 4.0))
+    optimizer.step()
+    assert optimizer.exchange.step == 1
+
+
+def test_synchronizing_twice_is_refused_and_zero_grad_forgives() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    optimizer.synchronize()
+    with pytest.raises(ms.MpiSparseError, match="twice"):
+        optimizer.synchronize()
+    optimizer.zero_grad()
+    optimizer.synchronize()
+    assert optimizer.exchange.step == 2
+
+
+def test_a_closure_is_run_and_its_result_returned() -> None:
+    plain, model = Odd(), Odd()
+    optimizer = ms.DistributedOptimizer(sgd(model), model, comm=solo())
+    reference = sgd(plain)
+
+    def closure(net: Odd, held: torch.optim.Optimizer) -> Callable[[], float]:
+        def run() -> float:
+            held.zero_grad()
+            loss = net(torch.ones(8, 6), use=True).square().mean()
+            loss.backward()
+            return float(loss.detach())
+
+        return run
+
+    assert optimizer.step(closure(model, optimizer)) == reference.step(closure(plain, reference))
+    assert torch.equal(model.embed, plain.embed)
+
+
+def test_state_dict_has_the_plain_state_and_takes_one() -> None:
+    model = Odd()
+    optimizer = ms.DistributedOptimizer(adam(model), model, sparsifier=ms.TopK(density=0.1), comm=solo())
+    train(model, optimizer, 4)
+    state = optimizer.state_dict()
+    assert set(state) == {"state", "param_groups", "mpisparse"}
+    residual = state["mpisparse"]["memory"]["residual"]
+    assert set(residual) == {"embed", "sometimes"}
+    assert any(bool(tensor.any()) for tensor in residual.values())
+    other = Odd()
+    plain = adam(other)
+    plain.load_state_dict({key: state[key] for key in ("state", "param_groups")})
+    fresh = ms.DistributedOptimizer(adam(other), other, sparsifier=ms.TopK(density=0.1), comm=solo())
+    fresh.load_state_dict(plain.state_dict())
+    assert fresh.exchange.step == 0
+    fresh.load_state_dict(state)
+    assert fresh.exchange.step == 4
+
+
+def test_a_state_of_another_memory_is_refused() -> None:
+    model = Odd()
+    with_residual = ms.DistributedOptimizer(sgd(model), model, sparsifier=ms.TopK(density=0.1), comm=solo())
+    without = ms.DistributedOptimizer(sgd(model), model, comm=solo())
+    with pytest.raises(ms.CheckpointError, match=r"brings \['residual'\]"):
+        without.load_state_dict(with_residual.state_dict())
+
+
+def test_wrong_uses_are_refused_with_the_way_out() -> None:
+    model = Odd()
+    wrapped = ms.DistributedOptimizer(sgd(model), model, comm=solo())
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    for make, words in (
+        (lambda: ms.DistributedOptimizer(wrapped, model, comm=solo()), "wrap it once"),
+        (lambda: ms.DistributedOptimizer(torch.optim.LBFGS(model.parameters()), model, comm=solo()), "LBFGS"),
+        (lambda: ms.DistributedOptimizer(sgd(model), model, dense="ring", comm=solo()), "pieces or allreduce"),
+        (lambda: ms.DistributedOptimizer(torch.optim.SGD(frozen.parameters()), frozen, comm=solo()), "nothing to"),
+        (lambda: wrapped.add_param_group({"params": []}), "before it is wrapped"),
+    ):
+        with pytest.raises(ms.ConfigError, match=words):
+            make()
+
+
+def test_memories_that_do_not_fit_the_rule_are_refused() -> None:
+    model = Odd()
+    correction = ms.MomentumCorrection(momentum=0.9)
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    for optimizer, rule, memory, words in (
+        (plain, ms.GSpar(density=0.1), ms.ErrorFeedback(), "grow without bound"),
+        (plain, ms.Uniform(density=0.1), ms.ErrorFeedback(), "grow without bound"),
+        (plain, ms.GSpar(density=0.1), correction, "grow without bound"),
+        (sgd(model), ms.TopK(density=0.1), correction, "momentum=0.9 in parameter group 0"),
+        (adam(model), ms.TopK(density=0.1), correction, "betas"),
+    ):
+        with pytest.raises(ms.ConfigError, match=words):
+            ms.DistributedOptimizer(optimizer, model, sparsifier=rule, memory=memory, comm=solo())
+
+
+def test_a_parameter_that_thaws_after_wrapping_is_noticed() -> None:
+    model = Odd()
+    optimizer = ms.DistributedOptimizer(sgd(model), model, comm=solo())
+    model.frozen.requires_grad_(True)
+    model(torch.ones(8, 6), use=True).sum().backward()
+    with pytest.raises(ms.ConfigError, match=r"parameter 1 of group 0, of shape \(5, 5\).*wrap it again"):
+        optimizer.step()
+
+
+def test_sparse_gradients_of_embeddings_are_taken_in() -> None:
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(embedding.parameters(), lr=1.0), embedding, comm=solo())
+    before = embedding.weight.detach().clone()
+    embedding(torch.tensor([3, 3, 7])).sum().backward()
+    optimizer.step()
+    moved = (before - embedding.weight.detach()).sum(dim=1)
+    assert moved.tolist() == pytest.approx([0, 0, 0, 8, 0, 0, 0, 4, 0, 0], abs=1e-5)
+
+
+def test_a_parameter_outside_the_model_is_trained_and_made_equal() -> None:
+    def one(comm: ms.Communicator) -> Tensor:
+        model = nn.Linear(3, 1)
+        scale = nn.Parameter(torch.tensor([[float(comm.rank + 1)]]))
+        plain = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
+        optimizer = ms.DistributedOptimizer(plain, model, comm=comm)
+        (model(torch.ones(2, 3)) * scale).sum().backward()
+        optimizer.step()
+        return torch.cat([scale.detach().reshape(-1), model.weight.detach().reshape(-1)])
+
+    first, *others = run_ranks(3, one)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_momentum_correction_at_density_one() -> None:
+    """Masked in full it is SGD without momentum; unmasked, or sent whole, it is SGD with momentum."""
+
+    class Everything(ms.TopK):
+        sends_everything = False
+
+    def train_linear(rule: ms.TopK | None, memory: ms.Memory | None, momentum: float) -> np.ndarray[Any, Any]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+        if rule is not None:
+            layout = ms.Layout(dense_vectors=False)
+            optimizer = ms.DistributedOptimizer(
+                optimizer, model, sparsifier=rule, memory=memory, layout=layout, comm=solo()
+            )
+        for step in range(6):
+            optimizer.zero_grad()
+            model(torch.full((2, 4), float(step))).square().sum().backward()
+            optimizer.step()
+        return model.weight.detach().numpy()
+
+    masked = ms.MomentumCorrection(momentum=0.5)
+    unmasked = ms.MomentumCorrection(momentum=0.5, masking=False)
+    without, with_momentum = train_linear(None, None, 0.0), train_linear(None, None, 0.5)
+    assert not np.allclose(without, with_momentum)
+    np.testing.assert_allclose(train_linear(Everything(1.0), masked, 0.0), without, rtol=1e-5)
+    np.testing.assert_allclose(train_linear(Everything(1.0), unmasked, 0.0), with_momentum, rtol=1e-5)
+    np.testing.assert_allclose(train_linear(ms.TopK(1.0), masked, 0.0), with_momentum, rtol=1e-5)
