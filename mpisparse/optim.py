@@ -40,7 +40,7 @@ class DistributedOptimizer(Optimizer):
       takes a plain optimizer's state.
 
     Args:
-        optimizer: any torch optimizer but those that need a closure (LBFGS).
+        optimizer: any torch optimizer but LBFGS and SparseAdam.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.
@@ -261,6 +261,8 @@ def _check_options(
         raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
     if dense not in DENSE_MEANS:
         raise ConfigError(f"dense {dense!r} does not exist: use {' or '.join(DENSE_MEANS)}")
     if nonfinite not in ("raise", "skip"):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from mpisparse.comm import Communicator
+from mpisparse.comm.launcher import promised_size
 from mpisparse.runtime.startup import Surroundings
 
 _GIB = 2**30
@@ -37,6 +38,7 @@ def examine(comm: Communicator, surroundings: Surroundings, directory: Path) -> 
     """
     return [
         Finding("MPI", True, f"{surroundings.library}, {surroundings.standard}"),
+        _launcher(comm),
         Finding("ranks", True, f"{comm.size} on {surroundings.nodes} node(s)", _alone(comm)),
         _threads(surroundings),
         _on_all(comm, "uneven exchange", lambda: _exchange(comm)),
@@ -48,6 +50,13 @@ def examine(comm: Communicator, surroundings: Surroundings, directory: Path) -> 
 
 def _alone(comm: Communicator) -> str:
     return "" if comm.size > 1 else "start with `mpirun -n 4 mpisparse check` to examine an exchange between ranks"
+
+
+def _launcher(comm: Communicator) -> Finding:
+    promise = promised_size()
+    if promise is None:
+        return Finding("launcher", True, "none: this process was started alone")
+    return Finding("launcher", promise[0] == comm.size, promise[1], f"MPI knows of {comm.size} ranks")
 
 
 def _threads(surroundings: Surroundings) -> Finding:

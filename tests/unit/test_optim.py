@@ -221,6 +221,7 @@ def test_wrong_uses_are_refused_with_the_way_out() -> None:
     for make, words in (
         (lambda: ms.DistributedOptimizer(wrapped, model, comm=solo()), "wrap it once"),
         (lambda: ms.DistributedOptimizer(torch.optim.LBFGS(model.parameters()), model, comm=solo()), "LBFGS"),
+        (lambda: ms.DistributedOptimizer(torch.optim.SparseAdam([model.never]), model, comm=solo()), "SparseAdam"),
         (lambda: ms.DistributedOptimizer(sgd(model), model, dense="ring", comm=solo()), "pieces or allreduce"),
         (lambda: ms.DistributedOptimizer(torch.optim.SGD(frozen.parameters()), frozen, comm=solo()), "nothing to"),
         (lambda: wrapped.add_param_group({"params": []}), "before it is wrapped"),

@@ -1,0 +1,87 @@
+"""The shape of the package: imports point one way, and the network is reached through one package."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.paths import CHECKOUT
+
+PACKAGE = CHECKOUT / "mpisparse"
+
+#: Rooms, in the order in which they may import: each from those before it alone.
+ORDER = [
+    "errors", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm", "flat",
+    "collectives", "exchange", "preflight", "replicas", "optim", "shard", "checkpoint", "runtime", "training", "cli",
+]  # fmt: skip
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Return the modules that a file imports, full names."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str:
+    return module.removeprefix("mpisparse.").split(".")[0]
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if here == "__init__":
+        return
+    for module in imports(path):
+        if module.startswith("mpisparse.") and room(module) != here:
+            assert room(module) in ORDER, f"{module} is in no room"
+            assert ORDER.index(room(module)) < ORDER.index(here), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_mpi4py_is_imported_by_comm_alone(path: Path) -> None:
+    if path.parent.name != "comm":
+        assert not any(module.split(".")[0] == "mpi4py" for module in imports(path))
+
+
+@pytest.mark.parametrize("package", ["sparsifiers", "memory"])
+def test_siblings_do_not_import_siblings(package: str) -> None:
+    shared = {"base", "density"}
+    for path in (PACKAGE / package).glob("*.py"):
+        if path.stem == "__init__":
+            continue
+        siblings = {m.split(".")[2] for m in imports(path) if m.startswith(f"mpisparse.{package}.")}
+        assert siblings <= shared, f"{path} imports {siblings - shared}"
+
+
+def test_raw_collectives_are_called_in_one_file() -> None:
+    """Allgatherv and its kind check nothing themselves: the guarded communicator is the only caller."""
+    for path in FILES:
+        calls = {
+            node.func.attr
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        if path != PACKAGE / "comm" / "mpi.py":
+            assert not calls & {"Allgatherv", "Allgather", "Alltoallv", "Allreduce", "Bcast", "Iallgatherv"}, path
+
+
+def test_importing_the_package_does_not_start_mpi() -> None:
+    """Analysis, job scripts and DataLoader workers import it where no MPI may be started."""
+    for path in FILES:
+        if path.parent.name != "comm":
+            assert "mpisparse.comm.mpi" not in {m.rpartition(".")[0] for m in imports(path)}, path
+    top = imports(PACKAGE / "comm" / "__init__.py", top_level_only=True)
+    assert not any("mpi4py" in module or module.startswith("mpisparse.comm.mpi") for module in top)

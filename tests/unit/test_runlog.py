@@ -1,0 +1,87 @@
+"""The run log: merged over ranks, and taken up where a resumed run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpisparse.comm import Communicator, run_ranks, solo
+from mpisparse.exchange import Traffic
+from mpisparse.phases import NAMES, Phases
+from mpisparse.runtime.runlog import RunLog, StepRecord, replace_file
+
+
+def record(step: int, rank: int = 0) -> StepRecord:
+    seconds = dict.fromkeys(NAMES, 0.25 * (rank + 1))
+    traffic = Traffic(payload=10 + rank, received=20, dense=40, count=3 + rank, numel=100)
+    return StepRecord(step, 0, 0.1, loss_sum=2.0 * rank, samples=rank, traffic=traffic, seconds=seconds)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_steps_are_merged_over_ranks(tmp_path: Path) -> None:
+    def one(comm: Communicator) -> list[dict[str, Any]]:
+        log = RunLog(tmp_path, comm)
+        for step in (1, 2):
+            log.step(record(step, comm.rank))
+        merged = log.flush()
+        log.close()
+        return merged
+
+    merged = run_ranks(3, one)
+    assert merged[0] == merged[1] == merged[2] == lines(tmp_path / "metrics.jsonl")
+    first = merged[0][0]
+    assert (first["samples"], first["loss"]) == (3, 6.0 / 3)
+    assert (first["payload_bytes"], first["received_bytes"], first["dense_bytes"]) == (33, 60, 120)
+    assert (first["count"], first["entries"]) == (12, 300)
+    assert first["seconds"]["compute"] == 0.5
+    assert first["seconds_slowest"]["compute"] == 0.75
+    assert [line["count"] for line in lines(tmp_path / "ranks" / "rank-00002.jsonl")] == [5, 5]
+
+
+def test_a_resumed_run_cuts_off_what_comes_again_and_what_is_torn(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, solo())
+    for step in (1, 2, 3):
+        log.step(record(step))
+    log.flush()
+    log.event("evaluation", 2, loss=1.0)
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind":"step","step":1,"torn')
+    log = RunLog(tmp_path, solo(), start_step=2)
+    log.step(record(3))
+    log.flush()
+    log.close()
+    kinds = [(line["kind"], line["step"]) for line in lines(tmp_path / "metrics.jsonl")]
+    assert kinds == [("step", 1), ("step", 2), ("evaluation", 2), ("step", 3)]
+    assert [line["step"] for line in lines(tmp_path / "ranks" / "rank-00000.jsonl")] == [1, 2, 3]
+
+
+def test_a_failed_rewrite_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(file: object) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(path, fail)
+    assert path.read_text() == "old"
+
+
+def test_phases_add_up_and_start_again() -> None:
+    phases = Phases()
+    with phases("compute"):
+        pass
+    with pytest.raises(KeyError), phases("apply"):
+        raise KeyError
+    first = phases.take()
+    assert set(first) == set(NAMES)
+    assert first["compute"] > 0
+    assert first["apply"] > 0
+    assert set(phases.take().values()) == {0.0}
