@@ -66,7 +66,7 @@ class Allreduce(DenseMean):
     """The MPI library's own Allreduce: often faster, its order of summing is not ours, and may differ with the size."""
 
     def average(self, vector: Vector) -> int:
-        """Replace `vector` by its mean, and return the bytes that a ring would have brought: MPI does not tell its own."""
+        """Replace `vector` by its mean, and return the bytes that a ring would have brought: MPI tells none."""
         self.comm.allreduce(vector)
         vector /= self.comm.size
         return 2 * (self.comm.size - 1) * vector.nbytes // self.comm.size

@@ -56,7 +56,8 @@ def _launcher(comm: Communicator) -> Finding:
     promise = promised_size()
     if promise is None:
         return Finding("launcher", True, "none: this process was started alone")
-    return Finding("launcher", promise[0] == comm.size, promise[1], f"MPI knows of {comm.size} ranks")
+    fits = promise[0] == comm.size
+    return Finding("launcher", fits, promise[1], "" if fits else f"but MPI knows of {comm.size} ranks")
 
 
 def _threads(surroundings: Surroundings) -> Finding:

@@ -16,9 +16,11 @@ _PLAIN_WIDTH = 120
 class Console:
     """A progress bar on a terminal, plain lines elsewhere, nothing on the other ranks."""
 
-    def __init__(self, rank: int, total_steps: int, done_steps: int, stderr: RichConsole | None = None) -> None:
+    def __init__(self, rank: int, total_steps: int, done_steps: int, columns: int | None) -> None:
+        """`columns` is the width of the terminal that standard error ends up on, None when it is none."""
         self._speaks = rank == 0
-        self._console = stderr or RichConsole(stderr=True, highlight=False)
+        shown = columns is not None
+        self._console = RichConsole(stderr=True, highlight=False, force_terminal=shown, width=columns)
         self._total = total_steps
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -28,7 +30,7 @@ class Console:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not (self._speaks and self._console.is_terminal),
+            disable=not (self._speaks and shown),
             transient=True,
         )
         self._task = self._progress.add_task("train", total=total_steps, completed=done_steps, epoch=0, loss="-")
