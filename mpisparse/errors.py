@@ -15,6 +15,8 @@ Every message says what happened, on which rank, the value, the rule, and the wa
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class MpiSparseError(Exception):
     """Base of every error that mpisparse raises on purpose."""
@@ -60,3 +62,12 @@ class NonFiniteError(MpiSparseError):
 
 class CheckpointError(MpiSparseError):
     """A checkpoint is missing, damaged, or does not fit the run."""
+
+
+Raised = TypeVar("Raised", bound=MpiSparseError)
+
+
+def alike(error: Raised) -> Raised:
+    """Return `error`, marked as one that every rank raises at the same place."""
+    error.on_all_ranks = True
+    return error

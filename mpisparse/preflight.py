@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.comm import Communicator
-from mpisparse.errors import ConfigError, NonFiniteError, RankMismatchError
+from mpisparse.errors import ConfigError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
 
 NonFinite = Literal["raise", "skip"]
@@ -60,7 +60,7 @@ def clear_for_exchange(
     _require_same_step(reports[:, _STEP])
     bad = reports[:, _BAD_ENTRY]
     if (bad != _NONE).any() and nonfinite == "raise":
-        raise _everywhere(NonFiniteError(_describe_bad_entries(flat, bad, step)))
+        raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step)))
     union = np.bitwise_or.reduce(reports[:, _PRESENT:], axis=0)
     share = _share(comm, reports[:, _SAMPLES])
     return Clearance(_unpack(union, present.size), share, skip=bool((bad != _NONE).any()))
@@ -76,7 +76,7 @@ def _first_bad_entry(flat: FlatGradients) -> int:
 
 def _require_same_step(steps: NDArray[np.int64]) -> None:
     if (steps != steps[0]).any():
-        raise _everywhere(
+        raise alike(
             RankMismatchError(
                 f"the ranks are at different steps: {steps.tolist()} in rank order. Every rank must call step() "
                 "equally often: look for loops whose length depends on the rank"
@@ -97,20 +97,12 @@ def _share(comm: Communicator, samples: NDArray[np.int64]) -> float:
     if (samples == _NONE).all():
         return 1.0
     if (samples < 0).any():
-        raise _everywhere(
+        raise alike(
             ConfigError(f"samples are {samples.tolist()} in rank order: give a count on every rank, or on none")
         )
     if samples.sum() == 0:
-        raise _everywhere(ConfigError("no rank has a sample in this step: the mean gradient is not defined"))
+        raise alike(ConfigError("no rank has a sample in this step: the mean gradient is not defined"))
     return float(samples[comm.rank] * comm.size / samples.sum())
-
-
-def _everywhere(
-    error: NonFiniteError | RankMismatchError | ConfigError,
-) -> NonFiniteError | RankMismatchError | ConfigError:
-    """Mark an error that every rank raises alike."""
-    error.on_all_ranks = True
-    return error
 
 
 def _pack(present: NDArray[np.bool_]) -> list[int]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from mpisparse.comm.agreement import agreed, require_same, share_failure
+from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same
 from mpisparse.comm.base import Communicator, Description
 from mpisparse.comm.local import run_ranks, solo
 
-__all__ = ["Communicator", "Description", "agreed", "require_same", "run_ranks", "share_failure", "solo", "world"]
+__all__ = [
+    "Communicator",
+    "Description",
+    "agreed",
+    "from_root",
+    "gather_json",
+    "require_same",
+    "run_ranks",
+    "solo",
+    "world",
+]
 
 
 def world() -> Communicator:

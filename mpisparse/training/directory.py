@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import torch
 
-from mpisparse.comm import Communicator, agreed
+from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import ConfigError
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import replace_file
@@ -30,14 +30,14 @@ def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -
     Raises:
         ConfigError: it cannot be made.
     """
-    name = ""
-    with agreed(comm):
-        if comm.rank == 0:
-            try:
-                name = str(_make(config.name, wanted))
-            except OSError as error:
-                raise ConfigError(f"cannot make the run directory {wanted or 'under runs/'}: {error}") from error
-    return Path(comm.broadcast_bytes(name.encode()).decode())
+
+    def make() -> str:
+        try:
+            return str(_make(config.name, wanted))
+        except OSError as error:
+            raise ConfigError(f"cannot make the run directory {wanted or 'under runs/'}: {error}") from error
+
+    return Path(from_root(comm, make))
 
 
 def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings) -> None:

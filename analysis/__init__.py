@@ -1,0 +1,4 @@
+"""Reads run directories, and nothing else: it never imports the training code, and needs no MPI.
+
+python -m analysis table runs/*
+"""

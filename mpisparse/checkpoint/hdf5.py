@@ -1,0 +1,127 @@
+"""A state tree in one HDF5 file: the structure as JSON in one dataset, every array in a dataset of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from mpisparse.checkpoint.arrays import Array, ArrayEntry
+from mpisparse.checkpoint.audit import ARRAYS, STRUCTURE, Declared, audit
+from mpisparse.checkpoint.decode import decode
+from mpisparse.checkpoint.encode import encode
+from mpisparse.checkpoint.sink import Sink
+from mpisparse.checkpoint.tree import Structure, Tree
+from mpisparse.errors import CheckpointError
+
+CHUNK_BYTES = 2**20
+
+
+def write_tree(path: Path, tree: Tree) -> None:
+    """Write `tree` to a new file, and return when it is on the disk. Equal trees give equal bytes.
+
+    Raises:
+        CheckpointError: the tree holds something that a file cannot, or the file exists or cannot be written, in which
+            case what there is of it stays behind.
+    """
+    try:
+        structure, arrays = encode(tree)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name} cannot be written: {error}") from error
+    try:
+        with Sink(path) as sink:
+            with h5py.File(sink, "w") as file:
+                _write(file, STRUCTURE, np.frombuffer(structure.to_bytes(), np.uint8), sink)
+                group = file.create_group(ARRAYS)
+                for entry, flat in zip(structure.arrays, arrays, strict=True):
+                    if entry.dataset is not None:
+                        _write(group, entry.dataset, flat.reshape(entry.stored_shape), sink)
+            sink.sync()
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path.name} cannot be written to {path.parent}: {reason(error)}") from error
+
+
+def read_tree(path: Path) -> Tree:
+    """Return the tree in the file at `path`, its tensors on the host.
+
+    The checksums of HDF5 cover the values but not where they lie: only a file whose digest was verified is sure to be
+    what was saved.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something that no checkpoint does.
+    """
+    with _opened(path) as file:
+        declared = audit(file, os.path.getsize(path))
+        structure = Structure.from_bytes(_load(file[STRUCTURE], declared.pop(STRUCTURE)).tobytes())
+        _compare(structure.arrays, declared)
+        group = file[ARRAYS]
+        return decode(structure, lambda entry: _load(group[entry.dataset], declared[str(entry.dataset)]).reshape(-1))
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Return chunks of about a mebibyte that lie together in memory, of even length so that little is padding."""
+    room = max(1, CHUNK_BYTES // itemsize)
+    chunk = []
+    for length in reversed(shape):
+        pieces = -(-length // min(length, room))
+        step = -(-length // pieces)
+        chunk.append(step)
+        room = room // step if step == length else 1
+    return tuple(reversed(chunk))
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong, in the system's few words where it has them: HDF5's own go on for lines."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error)
+
+
+def _write(group: h5py.Group, name: str, values: Array, sink: Sink) -> None:
+    group.create_dataset(
+        name,
+        data=values,
+        dtype=values.dtype.newbyteorder("<"),
+        chunks=chunk_shape(values.shape, values.itemsize),
+        fletcher32=True,
+        track_times=False,
+    )
+    sink.check()  # On a full disk there is no use in going on.
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; every way in which h5py tells of damage becomes a CheckpointError that names it."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except CheckpointError as error:
+        raise CheckpointError(f"{path.name} is not a sound checkpoint file: {error}") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {reason(error)}") from error
+
+
+def _compare(entries: tuple[ArrayEntry, ...], declared: dict[str, Declared]) -> None:
+    named = {entry.dataset: entry for entry in entries if entry.dataset is not None}
+    if len(named) != sum(entry.dataset is not None for entry in entries):
+        raise CheckpointError("the structure is damaged: two arrays share a dataset")
+    if odd := set(named) ^ set(declared):
+        where = "the structure" if min(odd) in named else "the file"
+        raise CheckpointError(f"the array {min(odd)} is only in {where}")
+    for name, entry in named.items():
+        found = declared[name]
+        if (found.dtype, found.shape) != (entry.carrier, entry.stored_shape):
+            raise CheckpointError(
+                f"the array {name} is {found.dtype} of shape {found.shape}, "
+                f"but the structure says {entry.carrier} of shape {entry.stored_shape}"
+            )
+
+
+def _load(dataset: h5py.Dataset, declared: Declared) -> Array:
+    values: np.ndarray[Any, Any] = np.empty(declared.shape, declared.dtype.newbyteorder("="))
+    dataset.read_direct(values)
+    return values

@@ -1,0 +1,188 @@
+"""The manifest of a checkpoint: which files it is made of, and their digests. Written last, trusted first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from dataclasses import dataclass
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+from mpisparse.errors import CheckpointError
+
+FORMAT = "mpisparse-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.h5"
+#: A directory of a checkpoint; the second form is one about to be replaced by another of the same step.
+STEP_NAME = re.compile(r"step-([0-9]{8,})(\.replaced)?")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LARGEST = 2**28
+
+
+def rank_file(rank: int) -> str:
+    """Return the name of the file that holds what rank `rank` alone knows."""
+    return f"rank-{rank:05d}.h5"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file: its name, its length in bytes, and its BLAKE2b-256 digest in hexadecimal."""
+
+    name: str
+    bytes: int
+    blake2b: str
+
+    @staticmethod
+    def of(path: Path) -> FileEntry:
+        """Return the entry of the file at `path`, which is read whole."""
+        with path.open("rb") as file:
+            digest = file_digest(file, lambda: blake2b(digest_size=32))
+            return FileEntry(path.name, os.fstat(file.fileno()).st_size, digest.hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A checkpoint of `ranks` ranks at `step`; `files` are the replicated state, then one a rank, in rank order."""
+
+    step: int
+    ranks: int
+    files: tuple[FileEntry, ...]
+
+    def to_bytes(self) -> bytes:
+        """Return the one way to write this manifest: JSON whose last member is the digest of all before it."""
+        body: dict[str, Any] = {"format": FORMAT, "version": VERSION, "step": self.step, "ranks": self.ranks}
+        body["files"] = [{"name": f.name, "bytes": f.bytes, "blake2b": f.blake2b} for f in self.files]
+        body["blake2b"] = blake2b(json.dumps(body).encode(), digest_size=32).hexdigest()
+        return json.dumps(body, indent=2).encode() + b"\n"
+
+    @staticmethod
+    def from_bytes(content: bytes) -> Manifest:
+        """Return the manifest that `content` writes.
+
+        Raises:
+            CheckpointError: it is damaged, of another format or of a newer version.
+        """
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{MANIFEST} is damaged: {error}") from error
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            raise CheckpointError(f"{MANIFEST} is damaged, or not the manifest of a checkpoint of mpisparse")
+        if body.get("version") != VERSION:
+            raise CheckpointError(
+                f"{MANIFEST} is of format version {body.get('version')!r:.20}, and this mpisparse reads {VERSION}: "
+                "use the release that wrote it, or a newer one"
+            )
+        manifest = _parse(body)
+        # Writing it again catches whatever parsing let pass, and checks the digest on the way.
+        if manifest.to_bytes() != content:
+            raise CheckpointError(f"{MANIFEST} is damaged: its digest does not match what it says")
+        return manifest
+
+    def entry(self, name: str) -> FileEntry:
+        """Return the entry of the file `name`."""
+        return next(entry for entry in self.files if entry.name == name)
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """Return the manifest of the checkpoint in directory `path`; its files are not looked at.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of another step than the directory's name says.
+    """
+    path = Path(path)
+    content = _read(path / MANIFEST)
+    manifest = Manifest.from_bytes(content)
+    named = STEP_NAME.fullmatch(path.name)
+    if named and int(named[1]) != manifest.step:
+        raise CheckpointError(f"{MANIFEST} is of step {manifest.step}, but the directory is {path.name}")
+    return manifest
+
+
+def verify_listing(path: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError unless directory `path` holds the manifest's files and no others, each of its length."""
+    expected = {MANIFEST, *(entry.name for entry in manifest.files)}
+    try:
+        found = set(os.listdir(path))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be listed: {error.strerror}") from error
+    if missing := expected - found:
+        raise CheckpointError(f"{min(missing)} is missing")
+    if extra := found - expected:
+        raise CheckpointError(f"{min(extra)} does not belong to the checkpoint: remove it if you put it there")
+    for entry in manifest.files:
+        _check_length(path, entry)
+
+
+def verify_file(path: Path, entry: FileEntry) -> None:
+    """Raise CheckpointError unless the file of `entry` in directory `path` has its length and digest."""
+    _check_length(path, entry)
+    try:
+        found = FileEntry.of(path / entry.name)
+    except OSError as error:
+        raise CheckpointError(f"{entry.name} cannot be read: {error.strerror}") from error
+    if found != entry:
+        raise CheckpointError(
+            f"{entry.name} is damaged: its digest is {found.blake2b[:16]}..., not {entry.blake2b[:16]}..."
+        )
+
+
+def verify(path: Path | str) -> Manifest:
+    """Return the manifest of the checkpoint in directory `path`, having read every file of it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or one too many; the message names it.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    verify_listing(path, manifest)
+    for entry in manifest.files:
+        verify_file(path, entry)
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if os.stat(path).st_size > _LARGEST:
+            raise CheckpointError(f"{path.name} is damaged: it is larger than {_LARGEST} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_length(path: Path, entry: FileEntry) -> None:
+    try:
+        status = os.lstat(path / entry.name)
+    except OSError as error:
+        raise CheckpointError(f"{entry.name} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{entry.name} is not a regular file")
+    if status.st_size != entry.bytes:
+        raise CheckpointError(f"{entry.name} is damaged: it has {status.st_size} bytes, not {entry.bytes}")
+
+
+def _parse(body: dict[str, Any]) -> Manifest:
+    step, ranks, files = (body.get(key) for key in ("step", "ranks", "files"))
+    if type(step) is not int or type(ranks) is not int or not isinstance(files, list) or step < 0:
+        raise CheckpointError(f"{MANIFEST} is damaged: step, ranks or files are missing")
+    entries = tuple(_parse_entry(item) for item in files)
+    names = [entry.name for entry in entries]
+    if ranks < 1 or len(files) != ranks + 1 or names != [STATE, *(rank_file(rank) for rank in range(ranks))]:
+        raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {ranks} ranks")
+    return Manifest(step, ranks, entries)
+
+
+def _parse_entry(item: Any) -> FileEntry:
+    if not isinstance(item, dict) or set(item) != {"name", "bytes", "blake2b"}:
+        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe a file")
+    name, length, digest = item["name"], item["bytes"], item["blake2b"]
+    if not isinstance(name, str) or type(length) is not int or not isinstance(digest, str):
+        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe a file")
+    if length < 0 or not _DIGEST.fullmatch(digest):
+        raise CheckpointError(f"{MANIFEST} is damaged: the entry of {name!r:.40} has a wrong length or digest")
+    return FileEntry(name, length, digest)

@@ -1,0 +1,125 @@
+"""A checkpoint of format version 1, written once and kept: what reads it today has to read it for good."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from mpisparse.checkpoint import Checkpointer, FileEntry, read_manifest, read_tree, verify, write_tree
+from mpisparse.comm.base import Communicator
+from mpisparse.comm.local import run_ranks
+from tests.unit.test_checkpoint_tree import same
+
+TESTS = Path(__file__).resolve().parent.parent
+GOLDEN = TESTS / "golden" / "checkpoint-v1"
+STEP = GOLDEN / "step-00000042"
+PAGE = TESTS.parent / "docs" / "checkpoint-format.md"
+
+
+def replicated() -> dict[str, Any]:
+    weights = OrderedDict(weight=torch.tensor([[0.5, -0.0], [float("inf"), 1e-45]]), bias=torch.zeros(2))
+    vars(weights)["_metadata"] = OrderedDict({"": {"version": 2}})
+    (nan,) = struct.unpack(">d", bytes.fromhex("7ff8000000000abc"))
+    return {
+        "model": weights,
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.tensor([1.5, -2.5], dtype=torch.bfloat16)}},
+            "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "foreach": None, "params": [0, 1]}],
+        },
+        "schedule": {"milestones": Counter({2: 1, 5: 2}), "best": float("-inf"), "odd": nan},
+        "kinds": [True, 2**64 - 1, 2**64, -(2**63), -0.0, "naïve\n\0", b"\x00\xff", (), {}, [], {"0": 0, 0: "0"}],
+        "arrays": [
+            np.array([[1, 2, 3]], np.uint16),
+            np.array(2.5),
+            np.array([1 + 2j], np.complex64),
+            np.array([True, False]),
+            np.float32(1.0),
+        ],
+        "tensors": [
+            torch.empty(2, 0, 3, dtype=torch.float64),
+            torch.tensor([[True], [False]]),
+            torch.tensor([1.0, 0.25], dtype=torch.float16),
+            torch.tensor(-(2**63)),
+            torch.tensor([0x38, 0xFF], dtype=torch.uint8).view(torch.float8_e4m3fn),
+            torch.tensor([1 - 1j], dtype=torch.complex128),
+        ],
+    }
+
+
+def per_rank(rank: int) -> dict[str, Any]:
+    return {"residual": torch.full((3,), rank + 0.5), "seed": rank, "empty": torch.empty(0)}
+
+
+def write(directory: Path) -> None:
+    """Write the golden checkpoint. The one kept was made by this, with h5py 3.16 and HDF5 2.0."""
+
+    def save(comm: Communicator) -> None:
+        Checkpointer(directory, comm=comm).save(42, replicated(), per_rank(comm.rank))
+
+    run_ranks(2, save)
+
+
+def test_the_golden_checkpoint_verifies() -> None:
+    manifest = verify(STEP)
+    assert (manifest.step, manifest.ranks) == (42, 2)
+    assert (GOLDEN / "latest").read_text() == "step-00000042\n"
+
+
+def test_the_golden_checkpoint_restores_to_these_literals() -> None:
+    restored = run_ranks(2, lambda comm: Checkpointer(GOLDEN, comm=comm).restore())
+    for rank, found in enumerate(restored):
+        assert found is not None
+        assert (found.step, found.path, found.skipped) == (42, STEP, [])
+        assert same(found.replicated, replicated())
+        assert same(found.per_rank, per_rank(rank))
+
+
+@pytest.mark.parametrize("name", ["state.h5", "rank-00000.h5", "rank-00001.h5"])
+def test_what_is_written_today_is_what_was_written_then(name: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    with h5py.File(tmp_path / STEP.name / name, "r") as today, h5py.File(STEP / name, "r") as then:
+        assert today["structure"][:].tobytes() == then["structure"][:].tobytes()
+        assert set(today["arrays"]) == set(then["arrays"])
+        for title in then["arrays"]:
+            new, old = today["arrays"][title], then["arrays"][title]
+            assert (new.dtype, new.shape, new.chunks) == (old.dtype, old.shape, old.chunks)
+            assert new[:].tobytes() == old[:].tobytes()
+
+
+def test_the_reader_on_the_page_reads_it() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    tree, arrays = names["load"](STEP / "state.h5")
+    items = dict(tree["dict"])
+    number = dict(items["model"]["ordered"]["items"])["weight"]["tensor"]
+    dtype, shape, values = arrays[number]
+    assert (dtype, shape) == ("float32", [2, 2])
+    assert values.tobytes() == np.array([[0.5, -0.0], [np.inf, 1e-45]], "<f4").tobytes()
+    (brain,) = [values for dtype, shape, values in arrays if dtype == "bfloat16"]
+    assert (brain.astype("uint32") << 16).view("float32").tolist() == [1.5, -2.5]
+
+
+def test_the_manifest_on_the_page_has_the_members_of_a_real_one() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    body = json.loads(example.replace(",\n    ...", ""))
+    real = json.loads((STEP / "manifest.json").read_bytes())
+    assert list(body) == list(real)
+    assert list(body["files"][0]) == list(real["files"][0])
+    assert read_manifest(STEP).files[0] == FileEntry(**real["files"][0])
+
+
+def test_a_state_read_and_written_again_is_the_same_file(tmp_path: Path) -> None:
+    for name in ("first.h5", "second.h5"):
+        write_tree(tmp_path / name, read_tree(STEP / "state.h5"))
+    assert (tmp_path / "first.h5").read_bytes() == (tmp_path / "second.h5").read_bytes()
+    assert same(read_tree(tmp_path / "first.h5"), replicated())
