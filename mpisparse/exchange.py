@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,14 +88,17 @@ class GradientExchange:
         sent = sum(message.size for message in messages)
         arrived = sum(message.size for theirs in received for message in theirs)
         entries = sum(bucket.numel for bucket in whole)
-        size, numel = self.collective.comm.size, self.flat.buffer.numel()
-        return Traffic(
+        return replace(
+            self.no_traffic(),
             payload=sent + 4 * entries,
             received=arrived - sent + incoming,
-            dense=2 * (size - 1) * 4 * numel // size,
             count=count + entries,
-            numel=numel,
         )
+
+    def no_traffic(self) -> Traffic:
+        """Return what a step moves that is skipped: nothing, where a dense exchange would have moved the gradient."""
+        size, numel = self.collective.comm.size, self.flat.buffer.numel()
+        return Traffic(payload=0, received=0, dense=2 * (size - 1) * 4 * numel // size, count=0, numel=numel)
 
     def _compress(self, bucket: Bucket, rule: Sparsifier) -> Bytes:
         """Return this rank's message of one bucket, and remember what it leaves out."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class FlatGradients:
         self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
         for slot in self.slots:
             if _can_alias(slot.parameter):
-                slot.parameter.register_post_accumulate_grad_hook(self._adopt)  # type: ignore[no-untyped-call]
+                slot.parameter.register_post_accumulate_grad_hook(_weakly(self._adopt))  # type: ignore[no-untyped-call]
 
     @property
     def vector(self) -> NDArray[np.float32]:
@@ -158,6 +159,18 @@ class FlatGradients:
         view.copy_(grad)
         if _can_alias(parameter):
             parameter.grad = view
+
+
+def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """Return a hook that calls `method` while its object lives, so that a parameter does not keep an old buffer."""
+    reference = WeakMethod(method)
+
+    def hook(parameter: Tensor) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(parameter)
+
+    return hook
 
 
 def _can_alias(parameter: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,12 +78,12 @@ class DistributedOptimizer(Optimizer):
     ) -> None:
         sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
         memory = memory or default_memory(sparsifier)
-        _check_options(optimizer, sparsifier, memory, dense, nonfinite)
+        _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite)
         self.optimizer = optimizer
         self.comm = (comm or world()).duplicate()
         self.phases = phases or Phases()
         self.skipped = 0
-        self.traffic: Traffic | None = None
+        self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
         self._nonfinite = nonfinite
         self._synchronized = False
         self._skip = False
@@ -91,7 +92,8 @@ class DistributedOptimizer(Optimizer):
         replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
         require_same_model(self.comm, replicated)
         options = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        require_same(self.comm, "the settings", [repr(option) for option in options])
+        # A schedule may be a plain function, whose repr has an address in it that differs between ranks.
+        require_same(self.comm, "the settings", [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in options])
         for tensor in {id(tensor): tensor for _, tensor in replicated}.values():
             broadcast_tensor(self.comm, tensor)
         self.flat = FlatGradients(parameters, layout)
@@ -166,7 +168,7 @@ class DistributedOptimizer(Optimizer):
             present = self.flat.collect()
             self._refuse_strangers()
             if scale is not None:
-                self.flat.buffer /= scale
+                self.flat.buffer /= float(scale)
         with self.phases("agree"):
             clearance = clear_for_exchange(
                 self.comm, self.flat, present, step=self.exchange.step, samples=samples, nonfinite=nonfinite
@@ -174,6 +176,7 @@ class DistributedOptimizer(Optimizer):
         self._synchronized, self._skip = True, clearance.skip
         if clearance.skip:
             self.skipped += 1
+            self.traffic = self.exchange.no_traffic()
             self.flat.clear()
             return
         if clearance.share != 1.0:
@@ -255,7 +258,7 @@ def _named_parameters(optimizer: Optimizer, model: nn.Module) -> list[tuple[str,
 
 
 def _check_options(
-    optimizer: Optimizer, sparsifier: Sparsifier, memory: Memory, dense: str, nonfinite: NonFinite
+    optimizer: Optimizer, sparsifier: Sparsifier, memory: Memory, wire: Wire, dense: str, nonfinite: NonFinite
 ) -> None:
     if isinstance(optimizer, DistributedOptimizer):
         raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
@@ -267,6 +270,10 @@ def _check_options(
         raise ConfigError(f"dense {dense!r} does not exist: use {' or '.join(DENSE_MEANS)}")
     if nonfinite not in ("raise", "skip"):
         raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
+    if wire.values == "hybrid" and not sparsifier.shares_magnitude:
+        raise ConfigError(
+            f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"
+        )
     memory.check(sparsifier, optimizer.param_groups)
 
 

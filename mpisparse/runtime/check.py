@@ -61,15 +61,11 @@ def _launcher(comm: Communicator) -> Finding:
 
 
 def _threads(surroundings: Surroundings) -> Finding:
-    cores = os.cpu_count() or 1
-    hint = ""
-    if surroundings.threads > cores:
-        hint = f"OMP_NUM_THREADS is above the {cores} cores of this node: unset it"
-    level_ok = surroundings.thread_level == "multiple"
-    if not level_ok:
-        hint = "this MPI gives no MPI_THREAD_MULTIPLE: load a build that does"
+    cores, local_size = os.cpu_count() or 1, -(-surroundings.ranks // surroundings.nodes)
+    fits = surroundings.threads == 1 or surroundings.threads * local_size <= cores
+    hint = "" if fits else f"more threads than the {cores} cores of this node: unset OMP_NUM_THREADS"
     found = f"{surroundings.threads} a rank ({surroundings.threads_reason}), level {surroundings.thread_level}"
-    return Finding("threads", level_ok and surroundings.threads <= cores, found, hint)
+    return Finding("threads", fits, found, hint)
 
 
 def _on_all(comm: Communicator, what: str, probe: Callable[[], str]) -> Finding:

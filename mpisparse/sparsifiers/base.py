@@ -30,6 +30,9 @@ class Sparsifier(ABC):
     #: True for an unbiased rule, whose sent values are larger than the entries they stand for.
     amplifies: bool = False
 
+    #: True for a rule whose results carry the magnitude that most of their entries share.
+    shares_magnitude: bool = False
+
     @abstractmethod
     def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
         """Return the entries to send, indices rising.

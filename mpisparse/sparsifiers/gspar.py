@@ -40,6 +40,7 @@ class GSpar(Sparsifier):
     """
 
     amplifies = True
+    shares_magnitude = True
 
     density: Density | None = None
     """Expected share of entries sent, in (0, 1], or a schedule of it; lower sends less and adds more variance."""

@@ -40,6 +40,8 @@ def build_model(section: schema.Model, data: Split, smoothing: float) -> tuple[n
     model = MODELS[section.name](data.train.input_shape, data.train.num_classes, **options)
     if isinstance(section, schema.LogisticModel):
         assert isinstance(model, LogisticRegression | LinearSVM)
+        if smoothing:
+            raise ConfigError(f"training.smoothing {smoothing} does nothing with model {section.name}: leave it out")
         return model, model.loss(l2=section.l2, halved=section.halved)
     return model, CrossEntropy(smoothing=smoothing)
 

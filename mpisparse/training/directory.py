@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from platform import node, platform, python_version
+from typing import Any
 
 import h5py
 import numpy as np
@@ -57,17 +57,14 @@ def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings)
     replace_file(directory / "environment.json", lambda file: file.write(json.dumps(environment, indent=2) + "\n"))
 
 
-def check_same_run(directory: Path, config: RunConfig, allow_changes: bool) -> None:
-    """Raise ConfigError if the directory holds a run of another configuration, naming the keys that differ."""
-    path = directory / "config.toml"
-    if allow_changes or not path.exists():
-        return
-    changed = differences(tomllib.loads(path.read_text(encoding="utf-8")), to_tree(config))
+def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:
+    """Raise ConfigError if a checkpoint was saved under another configuration, naming the keys that differ."""
+    changed = differences(saved, to_tree(config))
     changed = {key: pair for key, pair in changed.items() if not key.startswith(_MAY_CHANGE)}
     if changed:
         listed = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
         raise ConfigError(
-            f"{directory} holds a run of another configuration: {listed}. Resume it with its own, use another "
+            f"{checkpoint} is of a run of another configuration: {listed}. Resume it with its own, use another "
             "--run-dir, or say --allow-changes to go on all the same"
         )
 

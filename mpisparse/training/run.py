@@ -19,6 +19,7 @@ from mpisparse.runtime.terminal import terminal_columns
 from mpisparse.sampler import Sampler
 from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule
 from mpisparse.training.config import RunConfig
+from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, summary_rows
 from mpisparse.training.data import Dataset
 from mpisparse.training.directory import check_same_run, describe_run, open_directory
@@ -62,11 +63,9 @@ def run_training(
     trainer, test = _build(comm, config, phases)
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
-    with agreed(comm):
-        check_same_run(directory, config, allow_changes)
     # Dropout must differ between ranks, and nothing before this may.
     torch.manual_seed((config.seed << 20) + comm.rank)
-    resumed = _resume(comm, trainer, checkpointer, resume)
+    resumed = _resume(comm, trainer, checkpointer, resume, None if allow_changes else config)
     with agreed(comm):
         if comm.rank == 0:
             describe_run(directory, config, surroundings)
@@ -114,8 +113,14 @@ def _batch(config: RunConfig, size: int) -> int:
     return batch
 
 
-def _resume(comm: Communicator, trainer: Trainer, checkpointer: Checkpointer, resume: str) -> str:
-    """Take up a checkpoint if there is one to take up, and return what to say of it. Collective."""
+def _resume(
+    comm: Communicator, trainer: Trainer, checkpointer: Checkpointer, resume: str, config: RunConfig | None
+) -> str:
+    """Take up a checkpoint if there is one to take up, and return what to say of it. Collective.
+
+    Args:
+        config: what the checkpoint's configuration must agree with, if anything.
+    """
     if resume == "never":
         with agreed(comm):
             if any(checkpointer.directory.glob("step-*")):
@@ -130,6 +135,8 @@ def _resume(comm: Communicator, trainer: Trainer, checkpointer: Checkpointer, re
     with agreed(comm):
         assert isinstance(restored.replicated, dict)
         assert isinstance(restored.per_rank, dict)
+        if config is not None:
+            check_same_run(restored.path, restored.replicated["config"], config)
         try:
             trainer.load_state(restored.replicated, restored.per_rank)
         except (KeyError, ValueError) as error:
@@ -189,7 +196,9 @@ class _Run:
             metrics = metrics or self._evaluate(console)
         if saved < trainer.steps_done:
             self._save()
-        self.log.event("end", trainer.steps_done, **{k: v for k, v in self.totals.items() if k != "seconds"})
+        totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
+        moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
+        self.log.event("end", trainer.steps_done, wall_seconds=self.totals["wall"], **totals, **moved)
         self.log.close()
         self._summarise(console, metrics, command)
         return Result(self.directory, metrics, self.totals)
@@ -219,7 +228,8 @@ class _Run:
 
     def _save(self) -> None:
         trainer = self.trainer
-        self.checkpointer.save(trainer.steps_done, trainer.replicated_state(), trainer.rank_state())
+        replicated = {**trainer.replicated_state(), "config": to_tree(self.config)}
+        self.checkpointer.save(trainer.steps_done, replicated, trainer.rank_state())
 
     def _summarise(self, console: Console, metrics: dict[str, float], command: str) -> None:
         rows = summary_rows(metrics, self.totals, self.comm.size)

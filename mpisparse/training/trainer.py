@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from mpisparse.errors import CheckpointError
 from mpisparse.optim import DistributedOptimizer
@@ -30,7 +30,7 @@ class Trainer:
         data: Dataset,
         sampler: Sampler,
         optimizer: DistributedOptimizer,
-        schedule: LRScheduler,
+        schedule: LambdaLR,
         options: Training,
         phases: Phases,
     ) -> None:
@@ -60,15 +60,13 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.steps_done += 1
-        traffic = self.optimizer.traffic
-        assert traffic is not None
         return StepRecord(
             step=self.steps_done,
             epoch=share.epoch,
             learning_rate=learning_rate,
             loss_sum=loss_sum,
             samples=samples,
-            traffic=traffic,
+            traffic=self.optimizer.traffic,
             seconds=self.phases.take(),
         )
 
@@ -93,7 +91,6 @@ class Trainer:
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
             "sampler": self.sampler.state_dict(),
             "steps_done": self.steps_done,
         }
@@ -119,9 +116,23 @@ class Trainer:
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(own["buffers"][name])
-        self.optimizer.optimizer.load_state_dict(replicated["optimizer"])
+        self._load_optimizer(replicated["optimizer"])
         self.optimizer.exchange.load_state_dict(own["exchange"])
-        self.schedule.load_state_dict(replicated["schedule"])
         self.sampler.load_state_dict(replicated["sampler"])
         self.steps_done = replicated["steps_done"]
+        self._schedule_from(self.steps_done)
         torch.set_rng_state(own["random"])
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Take up the optimizer's state, but not its options: those of this run's configuration count."""
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.optimizer.load_state_dict(state)
+        for group, ours in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(ours)
+
+    def _schedule_from(self, steps_done: int) -> None:
+        """Set the learning rates to those of the next step, which the run's length may have changed."""
+        self.schedule.last_epoch = steps_done
+        schedule = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        for group, base, factor in schedule:
+            group["lr"] = base * factor(steps_done)

@@ -29,13 +29,8 @@ _PREFIX = struct.Struct("<fQ")
 
 
 def encode(sparse: SparseVector) -> tuple[int, Bytes]:
-    """Return the shorter of the two forms: its value coding, and its bytes.
-
-    Raises:
-        WireError: the vector has no shared magnitude.
-    """
-    if sparse.magnitude is None:
-        raise WireError("hybrid coding needs the magnitude that sampled entries share: only GSpar has one")
+    """Return the shorter of the two forms of a vector with a shared magnitude: its value coding, and its bytes."""
+    assert sparse.magnitude is not None
     sampled = np.abs(sparse.values) == sparse.magnitude
     exact = int(sparse.count - np.count_nonzero(sampled))
     prefix = np.frombuffer(_PREFIX.pack(float(sparse.magnitude), exact), np.uint8)

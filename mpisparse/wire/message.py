@@ -25,8 +25,8 @@ class Wire:
     """How messages are written.
 
     values: "float32" is exact; "bfloat16" and "float16" halve the values' bytes, and the rounding error stays in the
-        residual where there is one; "hybrid" writes GSpar's sampled entries as index and sign alone, exactly;
-        "auto" takes hybrid for vectors with a shared magnitude, and float32 for all others.
+        residual where there is one; "auto" and "hybrid" write GSpar's sampled entries as index and sign
+        alone, exactly, and vectors without a shared magnitude as float32; "hybrid" says that one is expected.
     """
 
     values: ValueCoding = "auto"
@@ -53,7 +53,7 @@ def encode(sparse: SparseVector, wire: Wire = Wire(), *, step: int = 0, bucket: 
         WireError: a value does not fit the value coding, or the coding does not fit the vector.
     """
     index_coding = indices.coding(sparse.numel)
-    if wire.values == "hybrid" or (wire.values == "auto" and sparse.magnitude is not None):
+    if wire.values in ("auto", "hybrid") and sparse.magnitude is not None:
         value_coding, *parts = hybrid.encode(sparse)
     else:
         value_coding = _PLAIN.get(wire.values, values.FLOAT32)

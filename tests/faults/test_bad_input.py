@@ -101,6 +101,8 @@ def test_a_run_directory_of_another_configuration(digits: Path) -> None:
     assert train(digits, "--run-dir", "out").code == 0
     outcome = train(digits, "--run-dir", "out", "--set", "sparsifier.density=0.1")
     expect_one_message(outcome, 78, "sparsifier.density was 0.05, is 0.1", "--allow-changes")
+    outcome = train(digits, "--run-dir", "new", "--resume", "out", "--set", "seed=3")
+    expect_one_message(outcome, 78, "seed was 0, is 3")
     outcome = train(digits, "--run-dir", "out", "--resume", "never")
     expect_one_message(outcome, 78, "--resume never")
     outcome = train(digits, "--run-dir", "out", size=3)

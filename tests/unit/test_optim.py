@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -222,6 +224,12 @@ def test_wrong_uses_are_refused_with_the_way_out() -> None:
         (lambda: ms.DistributedOptimizer(wrapped, model, comm=solo()), "wrap it once"),
         (lambda: ms.DistributedOptimizer(torch.optim.LBFGS(model.parameters()), model, comm=solo()), "LBFGS"),
         (lambda: ms.DistributedOptimizer(torch.optim.SparseAdam([model.never]), model, comm=solo()), "SparseAdam"),
+        (
+            lambda: ms.DistributedOptimizer(
+                sgd(model), model, sparsifier=ms.TopK(0.1), wire=ms.Wire("hybrid"), comm=solo()
+            ),
+            "hybrid",
+        ),
         (lambda: ms.DistributedOptimizer(sgd(model), model, dense="ring", comm=solo()), "pieces or allreduce"),
         (lambda: ms.DistributedOptimizer(torch.optim.SGD(frozen.parameters()), frozen, comm=solo()), "nothing to"),
         (lambda: wrapped.add_param_group({"params": []}), "before it is wrapped"),
@@ -306,3 +314,35 @@ def test_momentum_correction_at_density_one() -> None:
     np.testing.assert_allclose(train_linear(Everything(1.0), masked, 0.0), without, rtol=1e-5)
     np.testing.assert_allclose(train_linear(Everything(1.0), unmasked, 0.0), with_momentum, rtol=1e-5)
     np.testing.assert_allclose(train_linear(ms.TopK(1.0), masked, 0.0), with_momentum, rtol=1e-5)
+
+
+def test_a_schedule_may_be_any_function_on_any_number_of_ranks() -> None:
+    def one(comm: ms.Communicator) -> int:
+        model = nn.Linear(10, 10)
+        rule = ms.TopK(density=lambda step: 1.0 if step < 1 else 0.1)
+        optimizer = ms.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), model, sparsifier=rule, comm=comm
+        )
+        counts = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(3, 10)).sum().backward()
+            optimizer.step()
+            counts.append(optimizer.traffic.count)
+        assert counts[0] == 110
+        return counts[1]
+
+    assert run_ranks(2, one) == [20, 20]
+
+
+def test_a_model_wrapped_again_leaves_the_first_buffer() -> None:
+    model = nn.Linear(4, 3)
+    first = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    old = weakref.ref(first.flat)
+    del first
+    second = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    gc.collect()
+    assert old() is None
+    model(torch.ones(2, 4)).sum().backward()
+    assert model.weight.grad is not None
+    assert model.weight.grad.data_ptr() == second.flat.buffer.data_ptr()

@@ -204,5 +204,9 @@ def test_a_message_of_another_version_names_both() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="int8"):
         Wire("int8")  # type: ignore[arg-type]
-    with pytest.raises(WireError, match="only GSpar"):
-        encode(SparseVector.empty(3), Wire("hybrid"))
+
+
+def test_hybrid_writes_a_vector_without_a_shared_magnitude_as_float32() -> None:
+    """GSpar's result has none when no entry was sampled: a zero vector, or certain entries alone."""
+    for sparse in (SparseVector.empty(3), GSpar(density=0.001).select(np.eye(1, 4000, dtype=np.float32)[0])):
+        assert same(decode(encode(sparse, Wire("hybrid"))), sparse)

@@ -1,0 +1,140 @@
+"""Trainer: its steps, and what a resumed one takes from the configuration rather than from the state."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import pytest
+import torch
+
+import mpisparse as ms
+from mpisparse.comm import Communicator, run_ranks, solo
+from mpisparse.phases import Phases
+from mpisparse.sampler import Sampler
+from mpisparse.training import config as schema
+from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule, learning_rate_factor
+from mpisparse.training.configfile import parse_config
+from mpisparse.training.evaluate import evaluate
+from mpisparse.training.trainer import Trainer
+
+_SEEDED = Lock()
+
+
+def make(comm: Communicator, **changes: object) -> Trainer:
+    tree = {
+        "name": "try",
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "hidden": [8]},
+        "training": {"length": "2 epochs", "batch": 50},
+        "optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.5},
+        "schedule": {"name": "cosine"},
+        "sparsifier": {"name": "topk", "density": 0.1},
+        **changes,
+    }
+    config = parse_config(tree, "test")
+    phases = Phases()
+    data = build_data(config.data)
+    with _SEEDED:  # the generator is the process's, and ranks here are threads
+        torch.manual_seed(0)
+        model, loss = build_model(config.model, data, config.training.smoothing)
+    sampler = Sampler(len(data.train), config.training.batch or 1, 0, comm.rank, comm.size)
+    optimizer = build_optimizer(config, model, comm, phases)
+    schedule = build_schedule(config.schedule, optimizer, config.training.length.steps(sampler.steps_per_epoch))
+    return Trainer(
+        model=model,
+        loss=loss,
+        data=data.train,
+        sampler=sampler,
+        optimizer=optimizer,
+        schedule=schedule,
+        options=config.training,
+        phases=phases,
+    )
+
+
+def test_microbatches_make_the_same_step() -> None:
+    whole = make(solo())
+    parts = make(solo(), training={"length": "2 epochs", "batch": 50, "microbatch": 7})
+    for _ in range(3):
+        a, b = whole.step(), parts.step()
+        assert b.loss_sum == pytest.approx(a.loss_sum, rel=1e-5)
+        assert b.samples == a.samples == 50
+    for p, q in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_takes_its_options_from_the_configuration() -> None:
+    """Length, learning rate and momentum that changed count from the next step on; the momentum buffers stay."""
+    first = make(solo())
+    for _ in range(10):
+        first.step()
+    state = first.replicated_state(), first.rank_state()
+    optimizer = {"name": "SGD", "lr": 0.2, "momentum": 0.7}
+    second = make(solo(), training={"length": "4 epochs", "batch": 50}, optimizer=optimizer)
+    second.load_state(*state)
+    steps = 4 * second.sampler.steps_per_epoch
+    expected = 0.2 * learning_rate_factor(schema.Schedule(name="cosine"), steps)(10)
+    assert second.step().learning_rate == expected
+    assert second.optimizer.param_groups[0]["momentum"] == 0.7
+    assert second.steps_done == 11
+    buffers = [s["momentum_buffer"] for s in second.optimizer.state.values()]
+    assert buffers
+    assert all(bool(buffer.any()) for buffer in buffers)
+
+
+def test_a_skipped_step_is_recorded_as_one_that_moved_nothing() -> None:
+    def one(comm: Communicator) -> None:
+        trainer = make(comm, exchange={"nonfinite": "skip"})
+        if comm.rank == 1:
+            with torch.no_grad():
+                trainer.model.get_parameter("layers.1.weight")[0, 0] = float("nan")
+        record = trainer.step()
+        assert (record.traffic.payload, record.traffic.received, record.traffic.count) == (0, 0, 0)
+        assert trainer.optimizer.skipped == 1
+        assert trainer.steps_done == 1
+
+    run_ranks(2, one)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_evaluation_counts_every_sample_once(size: int) -> None:
+    def one(comm: Communicator) -> dict[str, float]:
+        trainer = make(comm)
+        return evaluate(comm, trainer.model, trainer.loss, build_data(schema.DigitsData(name="digits")).test)
+
+    alone = run_ranks(1, one)[0]
+    for metrics in run_ranks(size, one):
+        assert metrics["accuracy"] == alone["accuracy"]
+        assert metrics["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+
+
+def test_normalisation_is_evaluated_with_mean_statistics_and_left_alone() -> None:
+    def one(comm: Communicator) -> tuple[float, torch.Tensor]:
+        trainer = make(comm, model={"name": "cnn", "channels": 4, "hidden": 8})
+        trainer.step()
+        before = [buffer.clone() for buffer in trainer.model.buffers()]
+        test = build_data(schema.DigitsData(name="digits")).test
+        loss = evaluate(comm, trainer.model, trainer.loss, test)["loss"]
+        assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.buffers(), strict=True))
+        return loss, before[0]
+
+    (loss, mean), (other_loss, other_mean) = run_ranks(2, one)
+    assert loss == other_loss
+    assert not torch.equal(mean, other_mean)
+
+
+def test_smoothing_where_it_does_nothing_is_refused() -> None:
+    data = build_data(schema.SyntheticData(name="synthetic", samples=10, features=4, test_samples=4))
+    with pytest.raises(ms.ConfigError, match="smoothing"):
+        build_model(schema.LogisticModel(name="logistic"), data, smoothing=0.1)
+
+
+def test_schedules_have_their_shapes() -> None:
+    cosine = learning_rate_factor(schema.Schedule(name="cosine", warmup=4, final=0.1), 104)
+    assert [cosine(step) for step in range(4)] == [0.2, 0.4, 0.6, 0.8]
+    assert cosine(4) == 1.0
+    assert cosine(54) == pytest.approx(0.55)
+    assert cosine(104) == pytest.approx(0.1)
+    steps = learning_rate_factor(schema.Schedule(name="step"), 100)
+    assert [steps(step) for step in (0, 49, 50, 75)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
+    assert learning_rate_factor(schema.Schedule(), 10)(9) == 1.0
