@@ -50,7 +50,9 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     comm, surroundings = start()
     with agreed(comm):
         run = read_config(config, settings)
-    words = ["mpisparse", "train", str(config), *(word for setting in settings for word in ("--set", setting))]
+    # To suggest the same run with another sparsifier.
+    kept = [setting for setting in settings if not setting.startswith("sparsifier")]
+    words = ["mpisparse", "train", str(config), *(word for setting in kept for word in ("--set", setting))]
     run_training(
         comm,
         surroundings,
@@ -96,7 +98,7 @@ def check(as_json: bool, directory: Path) -> None:
             hint = f"\n{finding.hint}" if finding.hint else ""
             table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found + hint)
         Console(highlight=False).print(table)
-    sys.exit(0 if well else MpiSparseError.exit_code)
+    raise SystemExit(0 if well else MpiSparseError.exit_code)
 
 
 def main() -> None:
@@ -104,13 +106,13 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        raise SystemExit(done.exit_code) from None
     except click.ClickException as error:
         if speaks():
             error.show()
-        sys.exit(error.exit_code)
+        raise SystemExit(error.exit_code) from None
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        raise SystemExit(130) from None
     except MpiSparseError as error:
         _leave(error)
 
@@ -126,4 +128,4 @@ def _leave(error: MpiSparseError) -> None:
         from mpisparse.comm.abort import abort_job
 
         abort_job(error.exit_code)
-    sys.exit(error.exit_code)
+    raise SystemExit(error.exit_code)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
-from mpisparse.errors import CheckpointError
+from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
 from mpisparse.flat import Bucket, FlatGradients
 from mpisparse.memory import Memory
 from mpisparse.phases import Phases
@@ -79,11 +79,13 @@ class GradientExchange:
         """Replace the flat gradient by its mean over the ranks, and return what that moved. Collective."""
         rule = self.sparsifier.at(self.step)
         sparse = [bucket for bucket in self.flat.buckets if not (bucket.dense or rule.sends_everything)]
-        messages = [self._compress(bucket, rule) for bucket in sparse]
-        received = self._gather(messages)
-        count = sum(self._add_up(bucket, theirs) for bucket, theirs in zip(sparse, received, strict=True))
+        messages, failure = self._compress_all(sparse, rule)
+        received = self._gather(messages, failure)
         whole = [bucket for bucket in self.flat.buckets if bucket not in sparse]
-        incoming = sum(self._average_whole(bucket) for bucket in whole)
+        with np.errstate(over="ignore"):  # a sum that overflows is an error below, with the tensor's name
+            count = sum(self._add_up(bucket, theirs) for bucket, theirs in zip(sparse, received, strict=True))
+            incoming = sum(self._average_whole(bucket) for bucket in whole)
+        self._refuse_overflow()
         self.step += 1
         sent = sum(message.size for message in messages)
         arrived = sum(message.size for theirs in received for message in theirs)
@@ -100,6 +102,13 @@ class GradientExchange:
         size, numel = self.collective.comm.size, self.flat.buffer.numel()
         return Traffic(payload=0, received=0, dense=2 * (size - 1) * 4 * numel // size, count=0, numel=numel)
 
+    def _compress_all(self, buckets: list[Bucket], rule: Sparsifier) -> tuple[list[Bytes], MpiSparseError | None]:
+        """Return this rank's messages, or why it has none: the others, on their way to the exchange, must hear."""
+        try:
+            return [self._compress(bucket, rule) for bucket in buckets], None
+        except MpiSparseError as error:
+            return [np.empty(0, np.uint8) for _ in buckets], error
+
     def _compress(self, bucket: Bucket, rule: Sparsifier) -> Bytes:
         """Return this rank's message of one bucket, and remember what it leaves out."""
         rank = self.collective.comm.rank
@@ -113,9 +122,21 @@ class GradientExchange:
             self.kept.sent(decoded, bucket.place)
         return message
 
-    def _gather(self, messages: list[Bytes]) -> list[list[Bytes]]:
+    def _gather(self, messages: list[Bytes], failure: MpiSparseError | None) -> list[list[Bytes]]:
         with self.phases("exchange"):
-            return self.collective.gather(messages) if messages else []
+            return self.collective.gather(messages, failure) if messages else []
+
+    def _refuse_overflow(self) -> None:
+        """Raise NonFiniteError, on all ranks as all hold the same mean, if finite gradients add up to infinity."""
+        with self.phases("decode"):
+            bad = self.flat.first_bad_entry()
+        if bad is not None:
+            raise alike(
+                NonFiniteError(
+                    f"after {self.step} steps the sum over ranks overflows float32 in {self.flat.where(bad)}: "
+                    "lower the learning rate, or scale the loss down"
+                )
+            )
 
     def _add_up(self, bucket: Bucket, messages: list[Bytes]) -> int:
         """Put the mean of all ranks' messages into the bucket, and return how many entries this rank's own has."""
@@ -155,14 +176,21 @@ class GradientExchange:
                 slot.name: torch.from_numpy(vector[slot.start : slot.stop].copy()).view(slot.parameter.shape)
                 for slot in slots
             }
-        return {"step": self.step, "seed": self.seed, "memory": memory}
+        comm = self.collective.comm
+        return {"step": self.step, "seed": self.seed, "rank": comm.rank, "size": comm.size, "memory": memory}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take up the state that `state_dict` returned on this rank.
 
         Raises:
-            CheckpointError: it belongs to another memory or another model.
+            CheckpointError: it belongs to another rank, another memory or another model.
         """
+        ours = [self.collective.comm.rank, self.collective.comm.size]
+        if [state["rank"], state["size"]] != ours:
+            raise CheckpointError(
+                f"a state that rank {state['rank']} of {state['size']} saved was given to rank {ours[0]} of {ours[1]}: "
+                "residuals differ from rank to rank, so save and load on each"
+            )
         memory, vectors = state["memory"], self.kept.vectors()
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))

@@ -87,6 +87,7 @@ class FlatGradients:
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], layout: Layout) -> None:
         named = [(name, p) for name, p in named_parameters if p.requires_grad]
+        _refuse_complex(named)
         if not named:
             raise ConfigError("no parameter requires a gradient: there is nothing to exchange")
         sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
@@ -96,9 +97,10 @@ class FlatGradients:
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
         self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
+        #: True when autograd has finished a gradient that no exchange has averaged.
+        self.fresh = False
         for slot in self.slots:
-            if _can_alias(slot.parameter):
-                slot.parameter.register_post_accumulate_grad_hook(_weakly(self._adopt))  # type: ignore[no-untyped-call]
+            slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
 
     @property
     def vector(self) -> NDArray[np.float32]:
@@ -124,11 +126,12 @@ class FlatGradients:
         """Hand every parameter its slice of the buffer as `p.grad`, or None where no rank had a gradient.
 
         A parameter without a gradient anywhere gets its slice all the same when the exchange put something there: a
-        residual of earlier steps.
+        residual of earlier steps. One that was frozen since gets none.
         """
+        self.fresh = False
         for i, slot in enumerate(self.slots):
             view = self._views[id(slot.parameter)]
-            if not present[i] and not bool(view.any()):
+            if not slot.parameter.requires_grad or (not present[i] and not bool(view.any())):
                 slot.parameter.grad = None
             elif _can_alias(slot.parameter):
                 slot.parameter.grad = view
@@ -146,7 +149,20 @@ class FlatGradients:
         """Return the name of the parameter that holds entry `index` of the buffer."""
         return next(slot.name for slot in self.slots if slot.start <= index < slot.stop)
 
+    def first_bad_entry(self) -> int | None:
+        """Return the place of the first NaN or infinity, or None: one pass, as a finite sum proves that all is well."""
+        if np.isfinite(float(self.buffer.sum())):
+            return None
+        bad = np.flatnonzero(~np.isfinite(self.vector))
+        return int(bad[0]) if bad.size else None
+
     @torch.no_grad()
+    def _finished(self, parameter: Tensor) -> None:
+        """Take in a gradient that autograd has finished."""
+        self.fresh = True
+        if _can_alias(parameter):
+            self._adopt(parameter)
+
     def _adopt(self, parameter: Tensor) -> None:
         """Copy a gradient that autograd or the user made elsewhere into its slice; make it a view where it can be."""
         grad, view = parameter.grad, self._views[id(parameter)]
@@ -171,6 +187,15 @@ def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
             alive(parameter)
 
     return hook
+
+
+def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:
+    for name, parameter in named:
+        if parameter.is_complex():
+            raise ConfigError(
+                f"parameter {name} is {parameter.dtype}, and gradients are exchanged in float32: "
+                "train its real and imaginary parts (torch.view_as_real)"
+            )
 
 
 def _can_alias(parameter: Tensor) -> bool:

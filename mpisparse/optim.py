@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
-from mpisparse.comm import Communicator, require_same, world
+from mpisparse.comm import Communicator, agreed, require_same, world
 from mpisparse.errors import ConfigError, MpiSparseError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
@@ -78,9 +79,10 @@ class DistributedOptimizer(Optimizer):
     ) -> None:
         sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
         memory = memory or default_memory(sparsifier)
-        _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite)
         self.optimizer = optimizer
         self.comm = (comm or world()).duplicate()
+        with agreed(self.comm):
+            _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
         self.phases = phases or Phases()
         self.skipped = 0
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
@@ -91,13 +93,15 @@ class DistributedOptimizer(Optimizer):
         parameters = _named_parameters(optimizer, model)
         replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
         require_same_model(self.comm, replicated)
+        require_same(self.comm, "the optimizers", [type(optimizer).__name__, *_options(optimizer), *_state(optimizer)])
         options = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
         # A schedule may be a plain function, whose repr has an address in it that differs between ranks.
         require_same(self.comm, "the settings", [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in options])
         for tensor in {id(tensor): tensor for _, tensor in replicated}.values():
             broadcast_tensor(self.comm, tensor)
-        self.flat = FlatGradients(parameters, layout)
-        _check_anything_sparse(self.flat, sparsifier)
+        with agreed(self.comm):
+            self.flat = FlatGradients(parameters, layout)
+            _check_anything_sparse(self.flat, sparsifier)
         self.exchange = GradientExchange(
             self.flat,
             sparsifier=sparsifier,
@@ -133,10 +137,19 @@ class DistributedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        # GradScaler sets these two around its call.
+        scale, scaled = getattr(self, "grad_scale", None), hasattr(self, "found_inf")
         if not self._synchronized:
-            # GradScaler sets these two around its call.
-            scaled = hasattr(self, "found_inf")
-            self._synchronize(samples, "skip" if scaled else self._nonfinite, getattr(self, "grad_scale", None))
+            self._synchronize(samples, "skip" if scaled else self._nonfinite, scale)
+        elif scale is not None:
+            raise MpiSparseError(
+                "synchronize() averaged gradients that are still scaled: call scaler.unscale_(optimizer) before it"
+            )
+        elif self.flat.fresh:
+            raise MpiSparseError(
+                "gradients changed after synchronize(), and the change was not averaged: call step() before the next "
+                "backward(), or zero_grad() of this optimizer"
+            )
         with self.phases("apply"):
             if not self._skip:
                 self.optimizer.step()
@@ -164,6 +177,8 @@ class DistributedOptimizer(Optimizer):
             raise MpiSparseError(
                 "synchronize() twice without step() or zero_grad() between: the gradients are averaged"
             )
+        if samples is not None and (not isinstance(samples, int) or samples < 0):
+            raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
         with self.phases("compute"):
             present = self.flat.collect()
             self._refuse_strangers()
@@ -171,9 +186,15 @@ class DistributedOptimizer(Optimizer):
                 self.flat.buffer /= float(scale)
         with self.phases("agree"):
             clearance = clear_for_exchange(
-                self.comm, self.flat, present, step=self.exchange.step, samples=samples, nonfinite=nonfinite
+                self.comm,
+                self.flat,
+                present,
+                step=self.exchange.step,
+                samples=samples,
+                options=_options(self.optimizer),
+                nonfinite=nonfinite,
             )
-        self._synchronized, self._skip = True, clearance.skip
+        self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
         if clearance.skip:
             self.skipped += 1
             self.traffic = self.exchange.no_traffic()
@@ -257,8 +278,39 @@ def _named_parameters(optimizer: Optimizer, model: nn.Module) -> list[tuple[str,
     return named + [(f"outside_the_model.{i}", p) for i, p in enumerate(outside)]
 
 
+def _options(optimizer: Optimizer) -> list[str]:
+    """Return the options of all parameter groups, a line each: what replicas must share to stay equal."""
+    return [
+        f"group {number}, {name}={float(value) if isinstance(value, Tensor) else value!r}"
+        for number, group in enumerate(optimizer.param_groups)
+        for name, value in sorted(group.items())
+        if name != "params"
+    ]
+
+
+def _state(optimizer: Optimizer) -> list[str]:
+    """Return a line for each tensor that the optimizer holds already, with its checksum."""
+    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+    return [
+        f"state {number}, {name}: checksum {_checksum(value)}"
+        for number, state in enumerate(states)
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    ]
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
 def _check_options(
-    optimizer: Optimizer, sparsifier: Sparsifier, memory: Memory, wire: Wire, dense: str, nonfinite: NonFinite
+    optimizer: Optimizer,
+    sparsifier: Sparsifier,
+    memory: Memory,
+    wire: Wire,
+    dense: str,
+    nonfinite: NonFinite,
+    seed: int,
 ) -> None:
     if isinstance(optimizer, DistributedOptimizer):
         raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
@@ -270,6 +322,8 @@ def _check_options(
         raise ConfigError(f"dense {dense!r} does not exist: use {' or '.join(DENSE_MEANS)}")
     if nonfinite not in ("raise", "skip"):
         raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed {seed} is outside 0 to 2**64 - 1: give another")
     if wire.values == "hybrid" and not sparsifier.shares_magnitude:
         raise ConfigError(
             f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"

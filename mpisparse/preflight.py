@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.comm import Communicator
+from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
 
 NonFinite = Literal["raise", "skip"]
 
 #: Columns of a rank's report; the presence of gradients follows, 32 parameters to a word.
-_STEP, _SAMPLES, _BAD_ENTRY, _PRESENT = range(4)
+_STEP, _SAMPLES, _BAD_ENTRY, _OPTIONS, _PRESENT = range(5)
 _NONE = -1
 
 
@@ -40,6 +41,7 @@ def clear_for_exchange(
     *,
     step: int,
     samples: int | None,
+    options: list[str],
     nonfinite: NonFinite,
 ) -> Clearance:
     """Return what all ranks decided about this step. Collective, one small Allgather.
@@ -48,30 +50,26 @@ def clear_for_exchange(
         present: which parameters have a gradient on this rank.
         step: this rank's count of steps.
         samples: how many samples stand behind this rank's gradient; None when all ranks have equally many.
+        options: the optimizer's, such as the learning rate: replicas would part if they differed.
         nonfinite: what to do when a gradient holds NaN or infinity.
 
     Raises:
-        RankMismatchError: the ranks are at different steps.
+        RankMismatchError: the ranks are at different steps, or their optimizers' options differ.
         NonFiniteError: a gradient holds NaN or infinity, and `nonfinite` is "raise". All on every rank.
         ConfigError: some ranks give `samples` and others do not, or there is no sample at all.
     """
-    report = [step, _NONE if samples is None else samples, _first_bad_entry(flat), *_pack(present)]
-    reports = comm.allgather(report)
+    first = flat.first_bad_entry()
+    known = [step, _NONE if samples is None else samples, _NONE if first is None else first]
+    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), *_pack(present)])
     _require_same_step(reports[:, _STEP])
+    if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
+        require_same(comm, "the optimizer's options", options)
     bad = reports[:, _BAD_ENTRY]
     if (bad != _NONE).any() and nonfinite == "raise":
         raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step)))
     union = np.bitwise_or.reduce(reports[:, _PRESENT:], axis=0)
     share = _share(comm, reports[:, _SAMPLES])
     return Clearance(_unpack(union, present.size), share, skip=bool((bad != _NONE).any()))
-
-
-def _first_bad_entry(flat: FlatGradients) -> int:
-    """Return the place of the first NaN or infinity, or -1. One pass where all is well: a finite sum proves it."""
-    if np.isfinite(float(flat.buffer.sum())):
-        return _NONE
-    bad = np.flatnonzero(~np.isfinite(flat.vector))
-    return int(bad[0]) if bad.size else _NONE
 
 
 def _require_same_step(steps: NDArray[np.int64]) -> None:

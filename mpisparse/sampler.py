@@ -94,6 +94,11 @@ class Sampler:
         """Return the epoch that the next step belongs to, from 0."""
         return self._epoch
 
+    def start_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch, whatever the position is."""
+        self._epoch, self._consumed = epoch, 0
+        self._order = self._draw_order()
+
     def next(self) -> Share:
         """Return this rank's share of the next step, and move on; after the last of an epoch the next epoch begins."""
         count = self._global_count()

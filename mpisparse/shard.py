@@ -15,16 +15,18 @@ from mpisparse.sampler import Sampler
 class ShardedLoader:
     """Iterates over this rank's batches of one epoch; the next `iter` is the next epoch, in a new order.
 
+    epoch: the one that the next `iter` begins, from 0. Set it to go on where an earlier run stopped.
+
     All ranks make the same number of steps, and each sample is seen exactly once an epoch, on any number of ranks. The
     loader's batch size is that of one rank; in the last step ranks may hold numbers of samples that differ by one.
     """
 
     def __init__(self, loader: DataLoader[Any], sampler: Sampler) -> None:
-        self.sampler = sampler
-        self._batches = _Batches(sampler)
+        self.epoch = 0
+        self._sampler = sampler
         self._loader: DataLoader[Any] = DataLoader(
             loader.dataset,
-            batch_sampler=self._batches,
+            batch_sampler=_Batches(sampler),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -37,10 +39,12 @@ class ShardedLoader:
         )
 
     def __iter__(self) -> Iterator[Any]:
+        self._sampler.start_epoch(self.epoch)
+        self.epoch += 1
         return iter(self._loader)
 
     def __len__(self) -> int:
-        return self.sampler.steps_per_epoch
+        return self._sampler.steps_per_epoch
 
 
 class _Batches:
@@ -61,7 +65,7 @@ class _Batches:
 
 
 def shard(loader: DataLoader[Any], *, seed: int = 0, comm: Communicator | None = None) -> ShardedLoader:
-    """Return this rank's part of `loader`, shuffled if it shuffles.
+    """Return this rank's part of `loader`, shuffled if it shuffles. Call it once, before the first epoch.
 
     Args:
         loader: over a data set with a length, with a batch size, with shuffle=True or False.
@@ -83,6 +87,10 @@ def shard(loader: DataLoader[Any], *, seed: int = 0, comm: Communicator | None =
             f"the loader has a {type(loader.sampler).__name__}: shard() deals the samples itself, "
             "so give DataLoader(shuffle=True) or (shuffle=False)"
         )
+    if isinstance(loader.sampler, RandomSampler) and (
+        loader.sampler.replacement or loader.sampler.num_samples != len(loader.sampler.data_source)
+    ):
+        raise ConfigError("the loader samples with replacement or a part: shard() deals each sample once an epoch")
     if loader.drop_last:
         raise ConfigError("drop_last=True would lose samples; every rank has full steps anyway: leave it out")
     comm = comm or world()

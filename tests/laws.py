@@ -434,6 +434,69 @@ def law_buffers_are_checked(comm: Communicator) -> None:
         comm.alltoallv(np.zeros(3, np.uint8), np.zeros(comm.size, np.int64), np.zeros(comm.size, np.int64))
 
 
+def law_options_that_differ_are_refused(comm: Communicator) -> None:
+    """Learning rates or states that differ between ranks would part the replicas: found at wrapping and at any step."""
+    model = Net()
+    optimizer = wrap(comm, model, ms.TopK(density=0.1))
+    train(comm, model, optimizer, 1)
+    if comm.size == 1:
+        assert optimizer.exchange.step == 1
+        return
+    with pytest.raises(ms.RankMismatchError, match=r"group 0, lr=0\.1 on rank 0 but group 0, lr=0\.2 on rank 1"):
+        wrap(comm, Net(), ms.Dense(), lr=0.1 * (comm.rank + 1))
+    optimizer.param_groups[0]["lr"] = 0.5 + (comm.rank == comm.size - 1)
+    with pytest.raises(ms.RankMismatchError, match=rf"lr=0\.5 on rank 0 but group 0, lr=1\.5 on rank {comm.size - 1}"):
+        train(comm, model, optimizer, 1)
+    plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    if comm.rank == 0:
+        plain.step()
+    with pytest.raises(ms.RankMismatchError, match="the optimizers differ"):
+        ms.DistributedOptimizer(plain, model, comm=comm)
+
+
+def law_a_message_that_cannot_be_written_stops_all(comm: Communicator) -> None:
+    """An error of one rank on its way to the exchange is raised by all, instead of leaving them waiting."""
+    model = Net()
+    optimizer = wrap(comm, model, ms.TopK(density=0.1), wire=ms.Wire("float16"))
+    set_gradients(model, gradient(0, comm.rank, optimizer.flat.buffer.numel()))
+    culprit = comm.size - 1
+    if comm.rank == culprit:
+        assert model.first.grad is not None
+        model.first.grad[0, 0] = 1e6
+    named = f"rank {culprit} of {comm.size}: " if comm.size > 1 else ""
+    with pytest.raises(ms.WireError, match=f"{named}value 1e.06 does not fit float16") as raised:
+        optimizer.step()
+    assert raised.value.on_all_ranks
+
+
+def law_a_sum_that_overflows_stops_all(comm: Communicator) -> None:
+    """Finite gradients whose sum is infinite are an error on all ranks; no parameter becomes infinite."""
+    for rule in (ms.Dense(), ms.TopK(density=0.5)):
+        model = Net()
+        optimizer = wrap(comm, model, rule)
+        before = parameters(model)
+        set_gradients(model, np.full(before.size, 3e38, np.float32))
+        if comm.size == 1:
+            optimizer.synchronize()
+            continue
+        with pytest.raises(ms.NonFiniteError, match="overflows float32 in") as raised:
+            optimizer.step()
+        assert raised.value.on_all_ranks
+        np.testing.assert_array_equal(parameters(model), before)
+
+
+def law_a_state_of_another_rank_is_refused(comm: Communicator) -> None:
+    """Residuals differ from rank to rank: rank 0's state is not everybody's."""
+    model = Net()
+    optimizer = wrap(comm, model, ms.TopK(density=0.1))
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    state["mpisparse"]["rank"] = (comm.rank + 1) % comm.size
+    state["mpisparse"]["size"] = comm.size + (comm.size == 1)
+    with pytest.raises(ms.CheckpointError, match="save and load on each"):
+        optimizer.load_state_dict(state)
+
+
 def law_stale_messages_are_refused(comm: Communicator) -> None:
     """A message of another step, bucket or rank in a slot is a WireError, never a wrong sum."""
     model = Net()
@@ -442,7 +505,9 @@ def law_stale_messages_are_refused(comm: Communicator) -> None:
     gather = collective.gather
     remembered: list[list[list[NDArray[np.uint8]]]] = []
 
-    def stale(messages: list[NDArray[np.uint8]]) -> list[list[NDArray[np.uint8]]]:
+    def stale(
+        messages: list[NDArray[np.uint8]], failure: ms.MpiSparseError | None = None
+    ) -> list[list[NDArray[np.uint8]]]:
         remembered.append([[m.copy() for m in bucket] for bucket in gather(messages)])
         return remembered[0]
 

@@ -13,7 +13,7 @@ checkpointer  saves and restores
 """
 
 from mpisparse.checkpoint.checkpointer import Checkpointer, Restored
-from mpisparse.checkpoint.directory import list_checkpoints
+from mpisparse.checkpoint.directory import list_checkpoints, step_of
 from mpisparse.checkpoint.hdf5 import read_tree, write_tree
 from mpisparse.checkpoint.manifest import FileEntry, Manifest, read_manifest, verify
 
@@ -25,6 +25,7 @@ __all__ = [
     "list_checkpoints",
     "read_manifest",
     "read_tree",
+    "step_of",
     "verify",
     "write_tree",
 ]

@@ -5,14 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from mpisparse.collectives.base import Bytes, Collective
+from mpisparse.comm import agreed
+from mpisparse.errors import MpiSparseError
+
+#: The length that tells the other ranks that there is no message.
+_FAILED = -1
 
 
 class Allgatherv(Collective):
     """The counts of all buckets in one Allgather, the messages of all buckets in one Allgatherv."""
 
-    def gather(self, messages: list[Bytes]) -> list[list[Bytes]]:
+    def gather(self, messages: list[Bytes], failure: MpiSparseError | None = None) -> list[list[Bytes]]:
         """Return for each bucket the messages of all ranks, in rank order, as views of a buffer that is used again."""
-        lengths = self.comm.allgather([message.size for message in messages])
+        lengths = self.comm.allgather([message.size if failure is None else _FAILED for message in messages])
+        if (lengths == _FAILED).any():
+            self._raise_everywhere(failure)
         payload = np.concatenate(messages) if len(messages) > 1 else messages[0]
         packed = self.comm.allgatherv(payload, lengths.sum(axis=1), self._room(int(lengths.sum())))
         ends = np.cumsum(lengths.reshape(-1)).reshape(lengths.shape)
@@ -20,6 +27,11 @@ class Allgatherv(Collective):
             [packed[ends[rank, bucket] - lengths[rank, bucket] : ends[rank, bucket]] for rank in range(self.comm.size)]
             for bucket in range(len(messages))
         ]
+
+    def _raise_everywhere(self, failure: MpiSparseError | None) -> None:
+        with agreed(self.comm):
+            if failure is not None:
+                raise failure
 
     def _room(self, total: int) -> Bytes:
         """Return a receive buffer of at least `total` bytes: the last one if it is large enough."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.comm import Communicator
+from mpisparse.errors import MpiSparseError
 
 Bytes = NDArray[np.uint8]
 
@@ -28,9 +29,13 @@ class Collective(ABC):
         self._buffer: Bytes = np.empty(0, np.uint8)
 
     @abstractmethod
-    def gather(self, messages: list[Bytes]) -> list[list[Bytes]]:
+    def gather(self, messages: list[Bytes], failure: MpiSparseError | None = None) -> list[list[Bytes]]:
         """Return for each bucket the messages of all ranks, in rank order.
 
         Args:
             messages: this rank's, uint8, one a bucket, at least one.
+            failure: why this rank has no messages worth sending, if so; the lengths of `messages` do not matter then.
+
+        Raises:
+            MpiSparseError: the failure of a rank, on all ranks; nothing was sent.
         """

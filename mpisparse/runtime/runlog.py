@@ -61,6 +61,7 @@ class RunLog:
         rank_file = directory / "ranks" / f"rank-{comm.rank:05d}.jsonl"
         self._ranks = _open_after(rank_file, start_step)
         if comm.rank == 0:
+            _remove_beyond(directory / "ranks", comm.size)
             self._metrics = _open_after(directory / "metrics.jsonl", start_step)
 
     def step(self, record: StepRecord) -> None:
@@ -91,12 +92,18 @@ class RunLog:
             _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **fields})
             self._metrics.flush()
 
-    def close(self) -> None:
-        """Close the files, after bringing them to the disk."""
+    def sync(self) -> None:
+        """Bring what was written to the disk, so that a checkpoint made after it never knows more than the log."""
         for file in (self._ranks, self._metrics):
             if file is not None:
                 file.flush()
                 os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Close the files, after bringing them to the disk."""
+        self.sync()
+        for file in (self._ranks, self._metrics):
+            if file is not None:
                 file.close()
 
 
@@ -110,7 +117,7 @@ def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -
         "step": record.step,
         "epoch": record.epoch,
         "samples": samples,
-        "loss": loss_sum / samples if samples else None,
+        "loss": loss_sum / samples if samples and np.isfinite(loss_sum) else None,
         "learning_rate": record.learning_rate,
         "payload_bytes": int(numbers[:, 2].sum()),
         "received_bytes": int(numbers[:, 3].sum()),
@@ -151,6 +158,13 @@ def _open_after(path: Path, start_step: int) -> TextIO:
         if len(kept) < len(before):
             replace_file(path, lambda file: file.writelines(kept))
     return path.open("a", encoding="utf-8")
+
+
+def _remove_beyond(directory: Path, size: int) -> None:
+    """Remove the files of ranks that an earlier run with more of them left."""
+    for path in directory.glob("rank-*.jsonl"):
+        if path.stem[5:].isdigit() and int(path.stem[5:]) >= size:
+            path.unlink()
 
 
 def _is_up_to(line: str, start_step: int) -> bool:

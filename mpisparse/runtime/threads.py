@@ -18,8 +18,9 @@ def share_cores(comm: Communicator, node: str, environ: Mapping[str, str] = os.e
     """
     cores = sorted(os.sched_getaffinity(0))
     homes = comm.allgather_bytes(f"{node} {cores}".encode())
-    if environ.get("OMP_NUM_THREADS", "").isdigit():
-        threads = int(environ["OMP_NUM_THREADS"])
+    wanted = environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        threads = int(wanted)
         reason = "OMP_NUM_THREADS"
     else:
         sharing = homes.count(homes[comm.rank])

@@ -157,29 +157,33 @@ Model = Annotated[
 ]
 
 
+def optimizer_options() -> dict[str, set[str]]:
+    """Return the names of torch's optimizers, and the options of each."""
+    return {
+        name: set(inspect.signature(kind).parameters) - {"params"}
+        for name, kind in vars(torch.optim).items()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+
+
 class Optimizer(Section):
     """Any optimizer of torch.optim by name, with its own options beside `name` and `lr`."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = "SGD"
-    lr: Annotated[float, Field(gt=0)] = 0.1
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
 
     @model_validator(mode="after")
     def _check_options(self) -> Optimizer:
-        kinds = {
-            name: kind
-            for name, kind in vars(torch.optim).items()
-            if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-        }
+        kinds = optimizer_options()
         if self.name not in kinds:
             raise ValueError(
                 unknown_key(self.name, kinds).replace("unknown key", "no optimizer").replace("keys", "names")
             )
-        valid = set(inspect.signature(kinds[self.name]).parameters) - {"params"}
         for key in self.options:
-            if key not in valid:
-                raise ValueError(f"{self.name}: {unknown_key(key, valid)}")
+            if key not in kinds[self.name]:
+                raise ValueError(f"{self.name}: {unknown_key(key, kinds[self.name])}")
         return self
 
     @property

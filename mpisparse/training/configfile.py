@@ -6,13 +6,14 @@ import copy
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import ValidationError
 
 from mpisparse.errors import ConfigError
-from mpisparse.training.config import CHOICES, RunConfig
+from mpisparse.training.config import CHOICES, RunConfig, optimizer_options
 from mpisparse.training.section import unknown_key
 
 
@@ -90,15 +91,35 @@ def _set(tree: dict[str, Any], setting: str) -> None:
 
 def _drop_keys_of_other_names(tree: dict[str, Any], before: dict[str, Any]) -> None:
     """Take from sections whose name was set anew what the file said for the old name alone."""
-    for section, choices in CHOICES.items():
+    for section in (*CHOICES, "optimizer"):
         ours, theirs = tree.get(section), before.get(section)
         if not isinstance(ours, dict) or not isinstance(theirs, dict) or ours.get("name") == theirs.get("name"):
             continue
-        known = choices.get(str(ours.get("name")))
-        if known is not None:
-            stale = [key for key in ours if key not in known.model_fields and ours[key] == theirs.get(key)]
-            for key in stale:
+        known = _known(section, ours.get("name"))
+        if known is None:
+            continue
+        old = _known(section, theirs.get("name")) or {}
+        for key in [key for key in ours if ours[key] == theirs.get(key)]:
+            if key not in known or known[key] != old.get(key):
                 del ours[key]
+
+
+def _known(section: str, name: object) -> dict[str, Any] | None:
+    """Return the keys of a section of that name, each with its type; None for a name that does not exist."""
+    if section == "optimizer":
+        options = optimizer_options().get(str(name))
+        return None if options is None else dict.fromkeys({"name", *options})
+    kind = CHOICES[section].get(str(name))
+    return None if kind is None else {key: _kinds(field.annotation) for key, field in kind.model_fields.items()}
+
+
+def _kinds(annotation: Any) -> set[str]:
+    """Return the types that a key takes, without their limits, and without None for a key that may be left."""
+    choices = (
+        get_args(annotation) if isinstance(annotation, UnionType) or get_origin(annotation) is Union else [annotation]
+    )
+    plain = [get_args(choice)[0] if get_origin(choice) is Annotated else choice for choice in choices]
+    return {str(kind) for kind in plain if kind is not NoneType}
 
 
 def _explain(problem: Any) -> str:

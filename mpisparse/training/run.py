@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from mpisparse.checkpoint import Checkpointer
+from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
 from mpisparse.comm import Communicator, agreed
-from mpisparse.errors import CheckpointError, ConfigError
+from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
@@ -64,7 +64,7 @@ def run_training(
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
-    torch.manual_seed((config.seed << 20) + comm.rank)
+    torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
     resumed = _resume(comm, trainer, checkpointer, resume, None if allow_changes else config)
     with agreed(comm):
         if comm.rank == 0:
@@ -123,7 +123,7 @@ def _resume(
     """
     if resume == "never":
         with agreed(comm):
-            if any(checkpointer.directory.glob("step-*")):
+            if list_checkpoints(checkpointer.directory):
                 raise ConfigError(
                     f"{checkpointer.directory} holds checkpoints, and --resume never does not write over them: "
                     "use another --run-dir, or --resume auto to go on"
@@ -133,16 +133,29 @@ def _resume(
     if restored is None:
         return ""
     with agreed(comm):
-        assert isinstance(restored.replicated, dict)
-        assert isinstance(restored.per_rank, dict)
-        if config is not None:
-            check_same_run(restored.path, restored.replicated["config"], config)
+        _refuse_two_courses(checkpointer.directory, restored)
         try:
-            trainer.load_state(restored.replicated, restored.per_rank)
-        except (KeyError, ValueError) as error:
+            replicated, own = dict(restored.replicated), dict(restored.per_rank)
+            if config is not None:
+                check_same_run(restored.path, replicated["config"], config)
+            trainer.load_state(replicated, own)
+        except (KeyError, ValueError, TypeError) as error:
+            if isinstance(error, MpiSparseError):
+                raise
             raise CheckpointError(f"{restored.path} does not fit this run: {error!r}") from error
     skipped = "".join(f"\nskipped: {reason}" for reason in restored.skipped)
     return f"resumed from {restored.path} after step {restored.step}{skipped}"
+
+
+def _refuse_two_courses(directory: Path, restored: Restored) -> None:
+    """Raise ConfigError if going on from `restored` would mix what follows with another course of the run."""
+    there = list_checkpoints(directory)
+    own = restored.path.parent == directory
+    if any(step_of(path) > restored.step for path in there) or (there and not own):
+        raise ConfigError(
+            f"{directory} holds checkpoints that {restored.path} does not lead to, such as {there[-1].name}: "
+            "remove them, or use another --run-dir"
+        )
 
 
 class _Run:
@@ -170,11 +183,13 @@ class _Run:
             "wall": 0.0,
         }
         self.train_loss: float | None = None
+        self.done_before = trainer.steps_done
 
     def finish(self, resumed: str, command: str) -> Result:
         """Take the steps that are left, and return the result. Collective."""
         trainer, comm = self.trainer, self.comm
-        self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
+        if trainer.steps_done < self.steps:
+            self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
         metrics: dict[str, float] | None = None
         saved = trainer.steps_done
         with Console(comm.rank, self.steps, trainer.steps_done, terminal_columns()) as console:
@@ -191,6 +206,7 @@ class _Run:
                 if self._due(self.save_every):
                     # A resumed run takes up the log where it takes up the state: nothing may be missing in between.
                     self._flush(console)
+                    self.log.sync()
                     self._save()
                     saved = done
             metrics = metrics or self._evaluate(console)
@@ -198,7 +214,8 @@ class _Run:
             self._save()
         totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
-        self.log.event("end", trainer.steps_done, wall_seconds=self.totals["wall"], **totals, **moved)
+        if trainer.steps_done > self.done_before:
+            self.log.event("end", trainer.steps_done, wall_seconds=self.totals["wall"], **totals, **moved)
         self.log.close()
         self._summarise(console, metrics, command)
         return Result(self.directory, metrics, self.totals)
@@ -222,7 +239,8 @@ class _Run:
     def _evaluate(self, console: Console) -> dict[str, float]:
         trainer = self.trainer
         metrics = evaluate(self.comm, trainer.model, trainer.loss, self.test)
-        self.log.event("evaluation", trainer.steps_done, epoch=trainer.sampler.epoch, **metrics)
+        if trainer.steps_done > self.done_before:
+            self.log.event("evaluation", trainer.steps_done, epoch=trainer.sampler.epoch, **metrics)
         console.evaluated(trainer.steps_done, trainer.sampler.epoch, self.train_loss, metrics)
         return metrics
 

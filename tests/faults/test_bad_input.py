@@ -101,6 +101,13 @@ def test_a_run_directory_of_another_configuration(digits: Path) -> None:
     assert train(digits, "--run-dir", "out").code == 0
     outcome = train(digits, "--run-dir", "out", "--set", "sparsifier.density=0.1")
     expect_one_message(outcome, 78, "sparsifier.density was 0.05, is 0.1", "--allow-changes")
+    steps = sorted((digits.parent / "out" / "checkpoints").glob("step-*"))
+    outcome = train(digits, "--run-dir", "out", "--set", "checkpoint.every='5 steps'", "--resume", str(steps[0]))
+    assert outcome.code == 0, outcome.text
+    longer = ["--set", "training.length='20 steps'", "--set", "checkpoint.every='5 steps'"]
+    assert train(digits, "--run-dir", "out", *longer).code == 0
+    outcome = train(digits, "--run-dir", "out", *longer, "--resume", str(steps[0]))
+    expect_one_message(outcome, 78, "does not lead to, such as step-00000020")
     outcome = train(digits, "--run-dir", "new", "--resume", "out", "--set", "seed=3")
     expect_one_message(outcome, 78, "seed was 0, is 3")
     outcome = train(digits, "--run-dir", "out", "--resume", "never")

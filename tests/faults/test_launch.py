@@ -46,6 +46,23 @@ def test_an_exception_in_a_thread_ends_the_job() -> None:
     assert "[rank 0 of 2] ValueError: thread of rank 0" in outcome.stderr
 
 
+@pytest.mark.parametrize(("leave", "code"), [("sys.exit(3)", 3), ("raise KeyboardInterrupt", 130)])
+def test_a_rank_that_leaves_early_ends_the_job(leave: str, code: int) -> None:
+    outcome = mpirun(2, "-c", START + f"if comm.rank == 1: {leave}\ncomm.barrier()\n", timeout=60)
+    assert outcome.code == code, outcome.text
+
+
+def test_a_thread_that_ends_by_exit_ends_nothing_else() -> None:
+    code = START + (
+        "import threading\n"
+        "thread = threading.Thread(target=lambda: sys.exit(5))\n"
+        "thread.start(); thread.join(); comm.barrier(); print('went on')\n"
+    )
+    outcome = mpirun(2, "-c", code, timeout=60)
+    assert outcome.code == 0, outcome.text
+    assert outcome.stdout.count("went on") == 2
+
+
 def test_an_error_of_all_ranks_is_printed_once_and_exits_on_all() -> None:
     code = START + (
         "model = torch.nn.Linear(3, 2 + (comm.rank == 2))\n"

@@ -85,6 +85,16 @@ def test_another_name_leaves_the_keys_of_the_old_one_behind(tmp_path: Path) -> N
     assert to_tree(read_config(file, ["sparsifier.name=gspar"]))["sparsifier"] == {"name": "gspar", "density": 0.25}
     with pytest.raises(ConfigError, match="unknown key 'density'"):
         read_config(file, ["sparsifier.name=dense", "sparsifier.density=0.5"])
+    file.write_text(
+        MINIMAL.replace('model.name = "mlp"', 'model = { name = "mlp", hidden = [5] }')
+        + ('optimizer = { name = "SGD", lr = 0.5, momentum = 0.9 }\n')
+    )
+    assert to_tree(read_config(file, ["model.name=small_cnn"]))["model"] == {
+        "name": "small_cnn",
+        "channels": 16,
+        "hidden": 64,
+    }
+    assert to_tree(read_config(file, ["optimizer.name=Adam"]))["optimizer"] == {"name": "Adam", "lr": 0.5}
 
 
 def test_what_is_printed_reads_back_the_same(path: Path) -> None:

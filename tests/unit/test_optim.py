@@ -346,3 +346,40 @@ def test_a_model_wrapped_again_leaves_the_first_buffer() -> None:
     model(torch.ones(2, 4)).sum().backward()
     assert model.weight.grad is not None
     assert model.weight.grad.data_ptr() == second.flat.buffer.data_ptr()
+
+
+def test_gradients_that_change_after_the_exchange_are_noticed() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    for reset in (model.zero_grad, lambda: None):
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.synchronize()
+        reset()  # type: ignore[no-untyped-call]
+        model(torch.ones(2, 4)).sum().backward()
+        with pytest.raises(ms.MpiSparseError, match="gradients changed after synchronize"):
+            optimizer.step()
+
+
+def test_a_scaled_gradient_is_not_stepped_on() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(model(torch.ones(2, 4)).sum()).backward()
+    optimizer.synchronize()
+    with pytest.raises(ms.MpiSparseError, match="unscale_"):
+        scaler.step(optimizer)
+
+
+def test_complex_parameters_and_wrong_counts_are_refused() -> None:
+    model = nn.Module()
+    model.phase = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
+    with pytest.raises(ms.ConfigError, match=r"phase is torch\.complex64"):
+        ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    real = nn.Linear(4, 3)
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(real.parameters(), lr=0.1), real, comm=solo())
+    for samples in (-1, 0.5):
+        with pytest.raises(ms.ConfigError, match="is no count"):
+            optimizer.synchronize(samples=samples)  # type: ignore[arg-type]
+    with pytest.raises(ms.ConfigError, match="seed -1"):
+        ms.DistributedOptimizer(torch.optim.SGD(real.parameters(), lr=0.1), real, seed=-1, comm=solo())

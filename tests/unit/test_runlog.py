@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_resumed_run_cuts_off_what_comes_again_and_what_is_torn(tmp_path: Path
     kinds = [(line["kind"], line["step"]) for line in lines(tmp_path / "metrics.jsonl")]
     assert kinds == [("step", 1), ("step", 2), ("evaluation", 2), ("step", 3)]
     assert [line["step"] for line in lines(tmp_path / "ranks" / "rank-00000.jsonl")] == [1, 2, 3]
+
+
+def test_files_of_ranks_that_are_no_more_are_removed(tmp_path: Path) -> None:
+    run_ranks(3, lambda comm: RunLog(tmp_path, comm).close())
+    run_ranks(2, lambda comm: RunLog(tmp_path, comm).close())
+    assert sorted(path.name for path in (tmp_path / "ranks").iterdir()) == ["rank-00000.jsonl", "rank-00001.jsonl"]
+
+
+def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, solo())
+    log.step(replace(record(1), loss_sum=float("nan"), samples=4))
+    assert log.flush()[0]["loss"] is None
+    log.close()
+    assert lines(tmp_path / "metrics.jsonl")[0]["loss"] is None
 
 
 def test_a_failed_rewrite_leaves_the_old_file(tmp_path: Path) -> None:

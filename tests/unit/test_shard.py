@@ -11,6 +11,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -53,6 +54,15 @@ def check_shares(size: int, samples: int, *, shuffle: bool, workers: int) -> Non
         assert everyone[0][0] != everyone[0][1], "a new order each epoch"
 
 
+def test_an_epoch_that_was_left_early_is_not_finished_by_the_next() -> None:
+    loader = ms.shard(DataLoader(numbers(23), batch_size=5, shuffle=True), comm=solo())
+    next(iter(loader))
+    seen = [i for (batch,) in loader for i in batch.tolist()]
+    assert sorted(seen) == list(range(23))
+    loader.epoch = 1
+    assert [i for (batch,) in loader for i in batch.tolist()] == seen
+
+
 class Ranks:
     """Just enough of a communicator to be shared out by."""
 
@@ -71,6 +81,7 @@ class Stream(IterableDataset[int]):
         (DataLoader(Stream()), "no length"),
         (DataLoader(numbers(9), batch_sampler=BatchSampler(SequentialSampler(range(9)), 3, False)), "no batch size"),
         (DataLoader(numbers(9), sampler=WeightedRandomSampler([1.0] * 9, 9)), "WeightedRandomSampler"),
+        (DataLoader(numbers(9), sampler=RandomSampler(range(9), replacement=True)), "with replacement"),
         (DataLoader(numbers(9), drop_last=True), "drop_last"),
     ],
 )
