@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 #: Programs between a rank and the terminal, as the kernel names them (15 characters at most).
@@ -12,24 +11,27 @@ _LAUNCHERS = frozenset(
 )
 
 
-def terminal_columns(proc: Path = Path("/proc")) -> int | None:
-    """Return how wide the terminal is that this process's standard error ends up on, or None when it is no terminal.
+STDOUT, STDERR = 1, 2
 
-    Launchers give their ranks a pipe, and pass on what comes through it. So, where standard error is no terminal
-    itself, that of the launcher on this machine counts. Without /proc or a launcher that is known, the answer is None.
+
+def terminal_columns(stream: int, proc: Path = Path("/proc")) -> int | None:
+    """Return how wide the terminal is that a stream of this process ends up on, or None when it is no terminal.
+
+    Launchers give their ranks a pipe, or a terminal of their own making, and pass on what comes through it. So the
+    outermost launcher on this machine counts, and this process's own stream only where there is none.
+
+    Args:
+        stream: STDOUT or STDERR.
     """
-    if sys.stderr.isatty():
-        return _columns(sys.stderr.fileno())
-    process = os.getppid()
+    outermost, process = None, os.getppid()
     while process > 1:
         name, parent = _name_and_parent(proc / str(process))
         if name not in _LAUNCHERS:
-            return None
-        columns = _columns_of(proc / str(process) / "fd" / "2")
-        if columns is not None:
-            return columns
-        process = parent
-    return None
+            break
+        outermost, process = process, parent
+    if outermost is not None:
+        return _columns_of(proc / str(outermost) / "fd" / str(stream))
+    return _columns(stream) if os.isatty(stream) else None
 
 
 def _name_and_parent(process: Path) -> tuple[str, int]:

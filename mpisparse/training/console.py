@@ -9,6 +9,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mpisparse.runtime.terminal import STDERR, STDOUT, terminal_columns
+
 #: Columns of the table where nobody tells how wide a line is.
 _PLAIN_WIDTH = 120
 
@@ -16,9 +18,9 @@ _PLAIN_WIDTH = 120
 class Console:
     """A progress bar on a terminal, plain lines elsewhere, nothing on the other ranks."""
 
-    def __init__(self, rank: int, total_steps: int, done_steps: int, columns: int | None) -> None:
-        """`columns` is the width of the terminal that standard error ends up on, None when it is none."""
+    def __init__(self, rank: int, total_steps: int, done_steps: int) -> None:
         self._speaks = rank == 0
+        columns = terminal_columns(STDERR)
         shown = columns is not None
         self._console = RichConsole(stderr=True, highlight=False, force_terminal=shown, width=columns)
         self._total = total_steps
@@ -69,9 +71,8 @@ class Console:
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(name, value)
-        out = RichConsole(highlight=False)
-        if not out.is_terminal:
-            out.width = _PLAIN_WIDTH
+        columns = terminal_columns(STDOUT)
+        out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
         out.print(table)
         out.print(following, soft_wrap=True, markup=False)
 

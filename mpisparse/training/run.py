@@ -15,7 +15,6 @@ from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
-from mpisparse.runtime.terminal import terminal_columns
 from mpisparse.sampler import Sampler
 from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule
 from mpisparse.training.config import RunConfig
@@ -192,7 +191,7 @@ class _Run:
             self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
         metrics: dict[str, float] | None = None
         saved = trainer.steps_done
-        with Console(comm.rank, self.steps, trainer.steps_done, terminal_columns()) as console:
+        with Console(comm.rank, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
             while trainer.steps_done < self.steps:
