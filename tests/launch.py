@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -54,6 +55,23 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, **_OPEN_MPI, "PATH": path, "PYTHONPATH": str(CHECKOUT), **(extra or {})}
 
 
+def kill_tree(process: int) -> None:
+    """Kill a process and all its descendants at once; Open MPI puts its ranks in sessions of their own."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields.rsplit(")", 1)[1].split()[1])
+    doomed = [process]
+    for victim in doomed:
+        doomed += [child for child, parent in parents.items() if parent == victim]
+    for victim in doomed:
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+
+
 def run(
     command: Sequence[str], *, timeout: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Outcome:
@@ -72,7 +90,7 @@ def run(
     try:
         stdout, stderr = child.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
+        kill_tree(child.pid)
         stdout, stderr = child.communicate()
         pytest.fail(f"{' '.join(command)} did not end within {timeout} s\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
     return Outcome(child.returncode, stdout, stderr, monotonic() - begin)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 
 from mpisparse.checkpoint import read_tree, verify
 from mpisparse.phases import NAMES
-from tests.launch import Outcome, environment, find_mpirun, mpirun, run
+from tests.launch import Outcome, environment, find_mpirun, kill_tree, mpirun, run
 from tests.paths import CHECKOUT
 
 CONFIG = """
@@ -129,7 +127,7 @@ def kill_after_checkpoint(config: Path, directory: Path, step: int, *options: st
         assert child.poll() is None, "the run ended before it was killed"
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.002)
-    os.killpg(child.pid, signal.SIGKILL)
+    kill_tree(child.pid)
     child.wait()
 
 
