@@ -12,6 +12,7 @@ from mpisparse.training.data import digits
 
 
 def main() -> None:
+    """Train, and print the accuracy on the test set."""
     comm = ms.init()
     torch.manual_seed(0)
     train, test = digits.load()

@@ -11,6 +11,7 @@ from mpisparse.training.data import digits
 
 
 def main() -> None:
+    """Train, and print the accuracy on the test set."""
     torch.manual_seed(0)
     train, test = digits.load()
     loader = DataLoader(TensorDataset(*train.batch(torch.arange(len(train)))), batch_size=32, shuffle=True)
