@@ -82,11 +82,16 @@ def keep_largest(magnitudes: Vector, candidates: Indices, count: int, generator:
     surplus = int(np.count_nonzero(reached)) - count
     if surplus:
         tied = np.flatnonzero(magnitudes == threshold)
-        draws = random.generator(0, 0, 0, 0) if generator is None else generator
         reached[tied] = False
-        reached[tied[draws.choice(tied.size, tied.size - surplus, replace=False, shuffle=False)]] = True
+        reached[tied[choose_among_equals(tied.size, tied.size - surplus, generator)]] = True
     kept: Indices = candidates[reached]
     return kept
+
+
+def choose_among_equals(number: int, places: int, generator: np.random.Generator | None) -> NDArray[np.int64]:
+    """Return which `places` of `number` equal entries are kept; a fixed choice without a generator."""
+    draws = random.generator(0, 0, 0, 0) if generator is None else generator
+    return draws.choice(number, places, replace=False, shuffle=False)
 
 
 def threshold_of(vector: Vector, count: int) -> np.float32:

@@ -5,8 +5,8 @@ magnitude of the vector's own scale, so that it can be stored where lambda would
 
 Each law below compares a monotone function of the level with a bound. Between neighbouring magnitudes that function has
 a closed form in the counts and sums on both sides, so the stretch that holds the bound gives the level exactly. A
-sample guesses a floor somewhat below the level; one pass gathers the few entries above the floor and adds up the rest. Where
-the sample misled, the pass is made again, last of all with every entry above the floor.
+sample guesses a floor somewhat below the level; one pass gathers the few entries above the floor and adds up the rest.
+Where the sample misled, the pass is made again, last of all with every entry above the floor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numba import njit
@@ -40,7 +40,9 @@ WIDE_REACH = 1 / 8
 TOLERANCE = 1e-12
 
 
-class _Upper(NamedTuple):
+class Upper(NamedTuple):
+    """The entries that reach a floor, and what the others add up to."""
+
     members: Vector
     """The magnitudes that reach a floor."""
     total: float
@@ -77,17 +79,43 @@ class _ExtraVariance:
         return (self.budget + cut.squares) / cut.total
 
 
+class Parts(Protocol):
+    """A vector as the level needs it; where it lies does not matter."""
+
+    @property
+    def numel(self) -> int:
+        """Return the number of entries."""
+
+    def sample(self, step: int) -> Vector:
+        """Return the magnitude of every `step`-th entry, on the host."""
+
+    def split(self, floor: np.float32, moments: int) -> Upper:
+        """Return the magnitudes of at least `floor`, and sums of the others: as many as `moments` says (0, 1 or 2).
+
+        Raises:
+            NonFiniteError: an entry is NaN or infinite.
+        """
+
+
 #: Makes a law for a share of the vector whose squares add up to a number.
 _LawOf = Callable[[float, float], _ExpectedCount | _ExtraVariance]
 
 
-def level_for_count(vector: Vector, target: float) -> float:
+def find_level(vector: Parts, *, target: float | None, variance: float | None, iterations: int | None) -> float:
+    """Return the level for a target count, exactly or by so many rescalings, or for a variance: one of the two."""
+    if variance is not None:
+        return level_for_variance(vector, variance)
+    assert target is not None
+    return level_for_count(vector, target) if iterations is None else level_by_scaling(vector, target, iterations)
+
+
+def level_for_count(vector: Parts, target: float) -> float:
     """Return the level at which the expected number of kept entries is `target`, infinity for a zero vector.
 
     A target of as many entries as are nonzero, or more, gives a level at which all of them are kept.
 
     Args:
-        vector: float32 of shape (numel,).
+        vector: float32 entries, such as `HostParts`.
         target: expected entries, above 0.
 
     Raises:
@@ -96,14 +124,14 @@ def level_for_count(vector: Vector, target: float) -> float:
     return _search(vector, lambda share, _: _ExpectedCount(target * share))
 
 
-def level_for_variance(vector: Vector, variance: float) -> float:
+def level_for_variance(vector: Parts, variance: float) -> float:
     """Return the level at which sparsifying adds `variance` times the squared norm, infinity for a zero vector.
 
     This is Algorithm 2 of the paper without its sort: with T1 and T2 the sums of the magnitudes and squares below the
     level, and G2 the squared norm, level = (variance * G2 + T2) / T1.
 
     Args:
-        vector: float32 of shape (numel,).
+        vector: float32 entries, such as `HostParts`.
         variance: the paper's epsilon, 0 or more; at 0 every nonzero entry is kept.
 
     Raises:
@@ -112,27 +140,27 @@ def level_for_variance(vector: Vector, variance: float) -> float:
     return _search(vector, lambda _, squares: _ExtraVariance(variance * squares))
 
 
-def level_by_scaling(vector: Vector, target: float, iterations: int) -> float:
+def level_by_scaling(vector: Parts, target: float, iterations: int) -> float:
     """Return the level that the paper's greedy Algorithm 3 reaches, infinity for a zero vector.
 
     Probabilities proportional to the magnitudes are capped at 1, and those below 1 scaled up to make up for it, at most
     `iterations` times. Stopped early, fewer than `target` entries are expected.
 
     Args:
-        vector: float32 of shape (numel,).
+        vector: float32 entries, such as `HostParts`.
         target: expected entries, above 0; at most as many as are nonzero are used.
         iterations: rescalings, 0 or more; each costs one pass over the vector.
 
     Raises:
         NonFiniteError: an entry is NaN or infinite.
     """
-    total = _split(vector, np.float32(math.inf), moments=1).total
+    total = vector.split(np.float32(math.inf), moments=1).total
     if not total:
         return math.inf
-    target = min(target, float(np.count_nonzero(vector)))
+    target = min(target, float(vector.split(SMALLEST, moments=0).members.size))
     level = total / target
     for _ in range(iterations):
-        capped = _split(vector, round_up(level), moments=1)
+        capped = vector.split(round_up(level), moments=1)
         places = target - capped.members.size
         # The paper's factor c is level * places / total: done when it is 1, which rounding may miss by a little, and
         # when rounding leaves no places for entries just below the cap.
@@ -142,11 +170,11 @@ def level_by_scaling(vector: Vector, target: float, iterations: int) -> float:
     return level
 
 
-def _search(vector: Vector, law_of: _LawOf) -> float:
+def _search(vector: Parts, law_of: _LawOf) -> float:
     """Return the level of the law that `law_of` makes for this vector."""
     floor, bounded = _guess(vector, law_of), False
     while floor > SMALLEST:
-        upper = _split(vector, floor, law_of(1.0, 0.0).moments)
+        upper = vector.split(floor, law_of(1.0, 0.0).moments)
         squares = upper.squares + float(np.square(upper.members, dtype=np.float64).sum())
         law = law_of(1.0, squares)
         split = Split(np.array(float(upper.members.size)), np.array(upper.total), np.array(upper.squares))
@@ -156,7 +184,7 @@ def _search(vector: Vector, law_of: _LawOf) -> float:
         total = upper.total + float(upper.members.sum(dtype=np.float64))
         bound = 0.0 if bounded else law.level(Cut(math.inf, 0.0, total, squares))
         floor, bounded = min(np.float32(bound * WIDE_REACH), np.float32(floor / 4)), True
-    members = _split(vector, SMALLEST, moments=0).members
+    members = vector.split(SMALLEST, moments=0).members
     if not members.size:
         return math.inf
     law = law_of(1.0, float(np.square(members, dtype=np.float64).sum()))
@@ -165,13 +193,13 @@ def _search(vector: Vector, law_of: _LawOf) -> float:
     return law.level(find_cut(members, law))
 
 
-def _guess(vector: Vector, law_of: _LawOf) -> np.float32:
+def _guess(vector: Parts, law_of: _LawOf) -> np.float32:
     """Return a magnitude that is likely to lie somewhat below the level; the smallest, when a guess is not worth it."""
     # An odd stride, so that the sample does not fall in step with rows whose length is a power of two.
-    sample = np.abs(vector[:: (vector.size // SAMPLE) | 1])
-    share = sample.size / max(vector.size, 1)
+    sample = vector.sample((vector.numel // SAMPLE) | 1)
+    share = sample.size / max(vector.numel, 1)
     sample = sample[sample > 0]
-    if vector.size < SAMPLE or not sample.size or not np.isfinite(sample).all():
+    if vector.numel < SAMPLE or not sample.size or not np.isfinite(sample).all():
         return SMALLEST
     law = law_of(share, float(np.square(sample, dtype=np.float64).sum()))
     if isinstance(law, _ExpectedCount):
@@ -180,29 +208,37 @@ def _guess(vector: Vector, law_of: _LawOf) -> np.float32:
         return max(np.float32(law.level(find_cut(sample, law)) * REACH), SMALLEST)
 
 
-def _split(vector: Vector, floor: np.float32, moments: int) -> _Upper:
-    """Return the magnitudes of at least `floor`, and as many sums of the others as `moments` says (0, 1 or 2).
+class HostParts:
+    """A numpy vector, float32 of shape (numel,)."""
 
-    Raises:
-        NonFiniteError: an entry is NaN or infinite.
-    """
-    # Sums of the small entries themselves: all minus the large ones would lose them in the rounding. Piece by piece, so
-    # that the sums are the same on any number of threads.
-    pieces = -(-vector.size // PIECE)
-    totals, squares = np.zeros(pieces), np.zeros(pieces)
+    def __init__(self, vector: Vector) -> None:
+        self._vector = vector
+        self.numel = vector.size
 
-    def visit(start: int, stop: int, out: Indices) -> int:
-        places = slice(start // PIECE, -(-stop // PIECE))
-        return int(split_pieces(vector[start:stop], start, floor, moments, totals[places], squares[places], out))
+    def sample(self, step: int) -> Vector:
+        """Return the magnitude of every `step`-th entry."""
+        return np.abs(self._vector[::step])
 
-    found = collect(vector.size, max(1024, vector.size // 32), visit)
-    if found.indices is None:
-        found = collect(vector.size, found.number, visit)
-    assert found.indices is not None
-    members = np.abs(gather(vector, found.indices))
-    if not np.isfinite(members).all():
-        refuse_bad_entries(vector)
-    return _Upper(members, float(totals.sum()), float(squares.sum()))
+    def split(self, floor: np.float32, moments: int) -> Upper:
+        """Return the magnitudes of at least `floor`, and sums of the others; see `Parts.split`."""
+        # Sums of the small entries themselves: all minus the large ones would lose them in the rounding. Piece by
+        # piece, so that the sums are the same on any number of threads.
+        vector = self._vector
+        pieces = -(-vector.size // PIECE)
+        totals, squares = np.zeros(pieces), np.zeros(pieces)
+
+        def visit(start: int, stop: int, out: Indices) -> int:
+            places = slice(start // PIECE, -(-stop // PIECE))
+            return int(split_pieces(vector[start:stop], start, floor, moments, totals[places], squares[places], out))
+
+        found = collect(vector.size, max(1024, vector.size // 32), visit)
+        if found.indices is None:
+            found = collect(vector.size, found.number, visit)
+        assert found.indices is not None
+        members = np.abs(gather(vector, found.indices))
+        if not np.isfinite(members).all():
+            refuse_bad_entries(vector)
+        return Upper(members, float(totals.sum()), float(squares.sum()))
 
 
 # The sums of a block may be made in any order: that lets them be made several at a time.

@@ -123,12 +123,8 @@ class HostSource(Source):
 
     def level(self, *, target: float | None, variance: float | None, iterations: int | None) -> float:
         """Return GSpar's level; see `kernels.levels`."""
-        if variance is not None:
-            return levels.level_for_variance(self.vector(), variance)
-        assert target is not None
-        if iterations is not None:
-            return levels.level_by_scaling(self.vector(), target, iterations)
-        return levels.level_for_count(self.vector(), target)
+        parts = levels.HostParts(self.vector())
+        return levels.find_level(parts, target=target, variance=variance, iterations=iterations)
 
     def toss(self, level: np.float32, generator: np.random.Generator, expected: float) -> SparseVector:
         """Return entries kept by chance, amplified; see `Source.toss`."""

@@ -1,0 +1,118 @@
+"""Sources on a device answer as those on the host do: with tensors of the CPU, and on CUDA where there is a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mpisparse import random
+from mpisparse.errors import NonFiniteError
+from mpisparse.kernels import device, sums
+from mpisparse.kernels.device import DeviceAdded, DeviceAdvanced, DeviceForgotten, DeviceSource
+from mpisparse.kernels.source import Added, Advanced, Forgotten, HostSource
+from mpisparse.sparse import SparseVector
+from mpisparse.sparsifiers import GSpar, Sparsifier, Threshold, TopK, TrackedTopK, Uniform
+from tests.unit.hard_vectors import HARD, Vector, draw
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+where = pytest.mark.parametrize("place", ["cpu", CUDA])
+
+Pair = tuple[HostSource, DeviceSource]
+MOMENTUM = {"momentum": 0.9, "masking": True}
+
+#: Makes the same source on the host and on a device, of a residual and a gradient.
+PAIRS: dict[str, Callable[[Vector, Vector, Tensor, Tensor], Pair]] = {
+    "added": lambda r, g, dr, dg: (Added(r, g), DeviceAdded(dr, dg)),
+    "advanced": lambda r, g, dr, dg: (
+        Advanced(r * 2, r, g, nesterov=False, momentum=0.9, masking=True),
+        DeviceAdvanced(dr * 2, dr, dg, nesterov=False, momentum=0.9, masking=True),
+    ),
+    "nesterov": lambda r, g, dr, dg: (
+        Advanced(r * 2, r, g, nesterov=True, momentum=0.9, masking=True),
+        DeviceAdvanced(dr * 2, dr, dg, nesterov=True, momentum=0.9, masking=True),
+    ),
+    "forgotten": lambda r, g, dr, dg: (Forgotten(g), DeviceForgotten(dg)),
+}
+RULES: list[Sparsifier] = [TopK(0.05), TrackedTopK(0.05), Threshold(1.0), Uniform(0.1)]
+
+
+def check_same(ours: SparseVector, theirs: SparseVector) -> None:
+    assert ours.indices.dtype == theirs.indices.dtype
+    assert np.array_equal(ours.indices, theirs.indices)
+    assert np.array_equal(ours.values.view(np.uint32), theirs.values.view(np.uint32))
+    assert ours.numel == theirs.numel
+
+
+@where
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_choices_and_what_is_left_are_those_of_the_host(place: str, kind: str, rule: Sparsifier) -> None:
+    residual, gradient = draw(0, 30_000), np.round(draw(1, 30_000) * 8)
+    far, farther = torch.from_numpy(residual.copy()).to(place), torch.from_numpy(gradient.copy()).to(place)
+    host, there = PAIRS[kind](residual, gradient, far, farther)
+    chosen = rule.choose(host, random.generator(1, 0, 0, 0))
+    check_same(chosen, rule.choose(there, random.generator(1, 0, 0, 0)))
+    for source in (host, there):
+        source.sent(chosen)
+    assert np.array_equal(residual, far.cpu().numpy())
+    assert not farther.any()
+    assert not gradient.any()
+
+
+@where
+@pytest.mark.parametrize("name", HARD)
+def test_hard_vectors(place: str, name: str) -> None:
+    tensor = torch.from_numpy(HARD[name].copy()).to(place)
+    for rule in RULES[:3]:
+        check_same(rule.select(HARD[name]), rule.choose(DeviceSource(tensor), None))
+    for density in (0.1, 0.9):
+        rule = GSpar(density=density)
+        ours = HostSource(HARD[name]).level(target=density * tensor.numel() or 1.0, variance=None, iterations=None)
+        theirs = DeviceSource(tensor).level(target=density * tensor.numel() or 1.0, variance=None, iterations=None)
+        assert theirs == pytest.approx(ours, rel=1e-12)
+        assert rule.choose(DeviceSource(tensor), random.generator(0, 0, 0, 0)).numel == tensor.numel()
+
+
+@where
+def test_tosses_are_unbiased_and_share_a_magnitude(place: str) -> None:
+    # Nothing so small that a few draws of it say nothing.
+    vector = draw(2, 2000)
+    vector += np.copysign(np.float32(0.5), vector)
+    tensor, rule, draws = torch.from_numpy(vector).to(place), GSpar(density=0.1), 400
+    total, count = np.zeros(2000), 0
+    for step in range(draws):
+        sparse = rule.choose(DeviceSource(tensor), random.generator(0, 0, step, 0))
+        total += sparse.to_dense()
+        count += sparse.count
+        sampled = rule.probabilities(vector)[sparse.indices] < 1
+        assert np.all(np.abs(sparse.values[sampled]) == sparse.magnitude)
+        assert np.array_equal(sparse.values[~sampled], vector[sparse.indices[~sampled]])
+    chances = rule.probabilities(vector)
+    sigma = np.sqrt(vector.astype(float) ** 2 * (1 / chances - 1) / draws)
+    assert (np.abs(total / draws - vector) <= 5 * sigma + 1e-6).all()
+    assert abs(count - 200 * draws) < 5 * np.sqrt(200 * draws)
+
+
+@where
+def test_means_are_those_of_the_host(place: str) -> None:
+    sparse = [TopK(0.1).select(draw(seed, 5000)) for seed in range(5)]
+    ours, theirs = np.zeros(5000, np.float32), torch.zeros(5000, device=place)
+    assert sums.mean_into(ours, sparse, 3) is None
+    assert device.mean_into(theirs, sparse, 3) is None
+    assert np.array_equal(ours, theirs.cpu().numpy())
+    huge = SparseVector(np.array([7], np.uint32), np.array([3e38], np.float32), 5000)
+    assert device.mean_into(torch.zeros(5000, device=place), [huge, huge], 2) == 7
+
+
+@where
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_entries_are_refused(place: str, bad: float) -> None:
+    vector = draw(3, 100)
+    vector[41] = bad
+    for rule in (TopK(0.1), GSpar(density=0.1)):
+        with pytest.raises(NonFiniteError, match="entry 41 of 100"):
+            rule.choose(DeviceSource(torch.from_numpy(vector).to(place)), None)
