@@ -27,6 +27,11 @@ Vector = NDArray[np.float32]
 #: Entries of the exchange that is made before memory is measured, so that kernels are compiled.
 _SMALL = 4096
 
+#: Bytes of a gradient from which on memory is measured. The C library hands freed blocks up to this size to the next
+#: one who asks, so that a smaller exchange may take memory that was counted before.
+_MEASURABLE = 2**25
+_UNKNOWN = -1
+
 
 class Gradients:
     """A rank's gradients, one a call: a part that all ranks share, and as much noise that is new each time."""
@@ -79,7 +84,10 @@ def gloo(comm: Communicator, vector: Vector, gradients: Gradients) -> Contender:
 def sparse_with_memory(
     comm: Communicator, name: str, rule: Sparsifier, values: ValueCoding, gradients: Gradients, numel: int
 ) -> tuple[Contender, int | None]:
-    """Return the contender that exchanges by a sparse rule, and its peak memory beyond the gradient. Collective."""
+    """Return the contender that exchanges by a sparse rule, and its peak memory beyond the gradient. Collective.
+
+    The memory is in bytes, of the rank that takes most; None where the system does not tell, or for small gradients.
+    """
     small = min(numel, _SMALL)
     _take_turn(sparse(comm, name, rule, values, Gradients(small, comm.rank), small))
     gc.collect()
@@ -88,11 +96,10 @@ def sparse_with_memory(
     _take_turn(contender)
     # What making it took is not what a step takes: the mark is set back between the two.
     peak = peak_during(lambda: _take_turn(contender))
-    known = before is not None and peak is not None
     # The parameter and its gradient are there in any training.
-    beyond = max(0, peak - before - 2 * 4 * numel) if before is not None and peak is not None else 0
-    worst = int(comm.allgather([beyond if known else -1]).max())
-    return contender, worst if worst >= 0 else None
+    beyond = None if before is None or peak is None else max(0, peak - before - 2 * 4 * numel)
+    worst = int(comm.allgather([_UNKNOWN if beyond is None or 4 * numel < _MEASURABLE else beyond]).max())
+    return contender, worst if worst != _UNKNOWN else None
 
 
 def _take_turn(contender: Contender) -> None:

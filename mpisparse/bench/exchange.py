@@ -15,7 +15,7 @@ from mpisparse.bench.contenders import Gradients, dense, gloo, sparse_with_memor
 from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
 from mpisparse.bench.statistics import Line, fit_line, median_ratio, summarise
-from mpisparse.bench.text import bytes_text, digits, entries_text, milliseconds
+from mpisparse.bench.text import bytes_text, count_text, digits, entries_text, milliseconds
 from mpisparse.bench.timing import Samples, interleave
 from mpisparse.collectives import Allreduce, BFloat16Pieces
 from mpisparse.comm import Communicator, agreed
@@ -56,7 +56,7 @@ class Options:
 class Entry:
     """One contender at one size: its samples, the density asked for, and its peak memory in bytes beyond the gradient.
 
-    `memory` is that of the rank that took most; None for dense contenders, and where the system does not tell.
+    `memory` is that of the rank that took most; None for dense contenders, and where it cannot be told.
     """
 
     name: str
@@ -172,7 +172,8 @@ def _sentences(even: Mapping[int, Sequence[BreakEven]], lines: Mapping[str, Line
 
 def _show(report: Report, comm: Communicator, numel: int, entries: Sequence[Entry]) -> None:
     reference = entries[0].samples.seconds
-    title = f"Exchange of {entries_text(numel)} entries over {comm.size} ranks, {reference.size} repetitions"
+    ranks = count_text(comm.size, "rank")
+    title = f"Exchange of {entries_text(numel)} entries over {ranks}, {count_text(reference.size, 'repetition')} each"
     columns = ["", "ms", "10 - 90 %", "/ dense", "message", "received", "density", "memory"]
     report.table(title, columns, [list(_cells(entry, reference, numel)) for entry in entries])
     sparse = [entry for entry in entries if entry.density is not None]

@@ -12,7 +12,7 @@ from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
 from mpisparse.bench.runs import dense_of, with_overlap
 from mpisparse.bench.statistics import median_ratio, summarise
-from mpisparse.bench.text import bytes_text, digits, milliseconds
+from mpisparse.bench.text import bytes_text, count_text, digits, milliseconds
 from mpisparse.bench.timing import Contender, Samples, interleave
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import ConfigError
@@ -41,7 +41,7 @@ def measure_step(comm: Communicator, run: RunConfig, report: Report, *, steps: i
             torch.manual_seed(run.seed)
             contenders.append(ddp_contender(DDP, comm, run, data))
         samples = interleave(contenders, steps, comm=comm, warm_up=2, block=BLOCK, lead_in=1, budget=budget)
-    title = f"Step of {run.name} over {comm.size} rank{'s' if comm.size > 1 else ''}"
+    title = f"Step of {run.name} over {count_text(comm.size, 'rank')}"
     _show(report, title, samples)
     for note in notes:
         report.say(note)
@@ -111,7 +111,9 @@ def _inspect(record: StepRecord) -> dict[str, float]:
 def _show(report: Report, title: str, samples: dict[str, Samples]) -> None:
     repetitions = samples[DENSE].seconds.size
     columns = ["", "ms", "10 - 90 %", "/ dense", "/ DDP", "received", "density"]
-    report.table(f"{title}, {repetitions} steps each", columns, [_cells(n, s, samples) for n, s in samples.items()])
+    report.table(
+        f"{title}, {count_text(repetitions, 'step')} each", columns, [_cells(n, s, samples) for n, s in samples.items()]
+    )
     phases = {name: phase_medians(taken.details, NAMES) for name, taken in samples.items() if name != DDP}
     shown = [name for name in NAMES if any(name in spent for spent in phases.values())]
     rows = [[name, *(milliseconds(spent.get(phase, 0.0)) for phase in shown)] for name, spent in phases.items()]
