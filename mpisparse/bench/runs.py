@@ -11,7 +11,10 @@ from mpisparse.optim import DistributedOptimizer
 from mpisparse.training.config import DenseSparsifier, Exchange, Memory, RunConfig
 from mpisparse.training.configfile import read_config, read_text
 
-_OPTIONS = inspect.signature(DistributedOptimizer.__init__).parameters
+#: Whether this version can exchange while `backward` runs.
+_HAS_OVERLAP = (
+    "overlap" in Exchange.model_fields and "overlap" in inspect.signature(DistributedOptimizer.__init__).parameters
+)
 
 #: The run that is measured when none is given: jobs/bench-mlp.toml.
 BUILT_IN = """
@@ -22,7 +25,7 @@ name = "digits"
 
 [model]
 name = "mlp"
-hidden = [3200, 3200]
+hidden = [1600, 1600, 1600, 1600, 1600]
 
 [training]
 length = "100 steps"
@@ -37,6 +40,10 @@ momentum = 0.9
 [sparsifier]
 name = "topk"
 density = 0.01
+
+[exchange]
+granularity = "bucket"
+bucket_mib = 10
 """
 
 
@@ -64,8 +71,26 @@ def dense_of(run: RunConfig) -> RunConfig:
     return run.model_copy(update=changes)
 
 
-def with_overlap(run: RunConfig, overlap: str) -> RunConfig | None:
-    """Return the same run that exchanges while backward runs, or after it; None where this version has no choice."""
-    if "overlap" not in Exchange.model_fields or "overlap" not in _OPTIONS:
-        return run if overlap == "off" else None
+def without_overlap(run: RunConfig) -> RunConfig:
+    """Return the same run, exchanging after `backward`."""
+    return _with(run, "off") if _HAS_OVERLAP else run
+
+
+def with_overlap(run: RunConfig, size: int) -> tuple[RunConfig | None, str]:
+    """Return the same run, exchanging while `backward` still runs; or None, and why that cannot be measured.
+
+    Args:
+        size: ranks.
+    """
+    if not _HAS_OVERLAP:
+        return None, ""
+    if size == 1:
+        return None, "not measured with overlap: one rank exchanges nothing"
+    if run.exchange.granularity == "model":
+        reason = "the selection is over the whole model, so no message can leave before backward ends"
+        return None, f"not measured with overlap: {reason}. Try --set exchange.granularity=bucket"
+    return _with(run, "on"), ""
+
+
+def _with(run: RunConfig, overlap: str) -> RunConfig:
     return run.model_copy(update={"exchange": run.exchange.model_copy(update={"overlap": overlap})})

@@ -10,7 +10,7 @@ import torch
 from mpisparse.bench.ddp import ddp_contender
 from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
-from mpisparse.bench.runs import dense_of, with_overlap
+from mpisparse.bench.runs import dense_of, with_overlap, without_overlap
 from mpisparse.bench.statistics import median_ratio, summarise
 from mpisparse.bench.text import bytes_text, count_text, digits, milliseconds
 from mpisparse.bench.timing import Contender, Samples, interleave
@@ -38,7 +38,6 @@ def measure_step(comm: Communicator, run: RunConfig, report: Report, *, steps: i
     with group:
         contenders, notes = _contenders(comm, run, data)
         if gloo:
-            torch.manual_seed(run.seed)
             contenders.append(ddp_contender(DDP, comm, run, data))
         samples = interleave(contenders, steps, comm=comm, warm_up=2, block=BLOCK, lead_in=1, budget=budget)
     title = f"Step of {run.name} over {count_text(comm.size, 'rank')}"
@@ -59,15 +58,14 @@ def measure_step(comm: Communicator, run: RunConfig, report: Report, *, steps: i
 
 def _contenders(comm: Communicator, run: RunConfig, data: Split) -> tuple[list[Contender], list[str]]:
     """Return the contenders of this package, each with a model of its own, and what to say of one that is missing."""
-    plain = with_overlap(run, "off")
-    overlapped = with_overlap(run, "on")
-    assert plain is not None
+    plain = without_overlap(run)
     contenders = [
         _contender(DENSE, comm, dense_of(plain), data),
         _contender(SPARSE, comm, plain, data),
     ]
+    overlapped, reason = with_overlap(run, comm.size)
     if overlapped is None:
-        return contenders, []
+        return contenders, [reason] if reason else []
     try:
         contenders.append(_contender(OVERLAPPED, comm, overlapped, data))
     except ConfigError as error:
