@@ -321,7 +321,7 @@ def _check_options(
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
     if dense not in DENSE_MEANS:
-        raise ConfigError(f"dense {dense!r} does not exist: use {' or '.join(DENSE_MEANS)}")
+        raise ConfigError(f"dense {dense!r} does not exist: use {', '.join(DENSE_MEANS)}")
     if nonfinite not in ("raise", "skip"):
         raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
     if not 0 <= seed < 2**64:
