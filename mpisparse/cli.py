@@ -1,8 +1,9 @@
-"""The command line: `mpisparse train`, `config` and `check`.
+"""The command line: `mpisparse train`, `config`, `check` and `bench`.
 
     mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
     mpisparse config jobs/digits.toml
     mpirun -n 4 mpisparse check
+    mpirun -n 4 mpisparse bench exchange
 
 Exit codes: 0 done, 2 usage, 70 an invariant broke, 78 configuration, data or launch.
 """
@@ -19,6 +20,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
 
@@ -32,6 +34,9 @@ _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 @click.version_option(package_name="mpisparse")
 def cli() -> None:
     """Data-parallel PyTorch training over MPI with sparsified gradients."""
+
+
+cli.add_command(bench)
 
 
 @cli.command()

@@ -27,7 +27,7 @@ Vector = NDArray[np.float32]
 class Traffic:
     """What one exchange moved, seen from this rank.
 
-    payload: bytes of this rank's own messages; tensors sent whole count 4 bytes an entry.
+    payload: bytes of this rank's own messages; tensors sent whole count 4 bytes an entry, 2 in bfloat16.
     received: bytes that came in from other ranks: their messages, and whole tensors as a ring moves them.
     dense: bytes that would have come in if the whole gradient had been averaged in float32 by a ring.
     count: entries this rank sent, of `numel` in the gradient.
@@ -92,7 +92,7 @@ class GradientExchange:
         entries = sum(bucket.numel for bucket in whole)
         return replace(
             self.no_traffic(),
-            payload=sent + 4 * entries,
+            payload=sent + self.dense_mean.width * entries,
             received=arrived - sent + incoming,
             count=count + entries,
         )

@@ -48,7 +48,9 @@ class DistributedOptimizer(Optimizer):
         memory: what to keep of the rest; by default what the sparsifier needs.
         wire: how to write messages.
         layout: what is selected from as one, and which tensors are never sparsified.
-        dense: how whole vectors are averaged: "pieces" (same bits on any MPI) or "allreduce" (the library's own).
+        dense: how whole vectors are averaged: "pieces" (same bits on any MPI), "allreduce" (the library's own), or
+            "bfloat16" (pieces that travel rounded, in half the bytes; what that loses is kept nowhere, at density 1
+            neither).
         nonfinite: "raise" or "skip" (on all ranks) when a gradient holds NaN or infinity.
         seed: seed of the random choices, the same on all ranks.
         comm: the ranks; those that the launcher started by default.
@@ -319,7 +321,7 @@ def _check_options(
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
     if dense not in DENSE_MEANS:
-        raise ConfigError(f"dense {dense!r} does not exist: use {' or '.join(DENSE_MEANS)}")
+        raise ConfigError(f"dense {dense!r} does not exist: use {', '.join(DENSE_MEANS)}")
     if nonfinite not in ("raise", "skip"):
         raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
     if not 0 <= seed < 2**64:

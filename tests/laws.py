@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import mpisparse as ms
+from mpisparse.collectives import BFloat16Pieces
 from mpisparse.comm import Communicator
 from mpisparse.sparsifiers import Sparsifier
 
@@ -192,6 +193,51 @@ def law_dense_is_the_mean(comm: Communicator) -> None:
             np.testing.assert_array_equal(found, expected)
         else:
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def law_dense_in_bfloat16(comm: Communicator) -> None:
+    """Rounded pieces give round(sum in rank order of round(gradient) / ranks) on all ranks, in half the bytes."""
+    numel, ties = 1000, np.array([0x3F808000, 0x3F818000, 0xBF808000, 0x00018000, 0x7F7F0000], np.uint32)
+    noise = np.random.default_rng(comm.rank).standard_normal(numel).astype(np.float32)
+    noise[:5] = ties.view(np.float32) / np.float32(comm.size)
+    for segment in (numel, 64, 3):
+        vector, expected = noise.copy(), np.zeros(numel, np.float32)
+        for theirs in everyone(comm, noise):
+            expected += to_bfloat16(theirs)
+        received = BFloat16Pieces(comm, segment).average(vector)
+        np.testing.assert_array_equal(vector, to_bfloat16(expected / np.float32(comm.size)))
+        ring = 2 * (comm.size - 1) * 2 * numel / comm.size
+        assert abs(received - ring) <= 2 * comm.size * -(-numel // segment)
+        assert all(np.array_equal(vector, other) for other in everyone(comm, vector))
+
+
+def law_dense_in_bfloat16_is_not_fed_back(comm: Communicator) -> None:
+    """A rule at density 1 takes the rounding path too, counts 2 bytes an entry, and leaves nothing in its residual."""
+    model = Net()
+    optimizer = wrap(comm, model, ms.TopK(1.0), memory=ms.ErrorFeedback(), dense="bfloat16")
+    numel = optimizer.flat.buffer.numel()
+    noise = np.random.default_rng(comm.rank).standard_normal(numel).astype(np.float32)
+    set_gradients(model, noise)
+    optimizer.synchronize()
+    found = gradients(model)
+    np.testing.assert_array_equal(found, found if comm.size == 1 else to_bfloat16(found))
+    assert comm.size > 1 or np.array_equal(found, noise)
+    assert optimizer.traffic.payload == 2 * numel
+    assert not optimizer.exchange.kept.vectors()["residual"].any()
+    if comm.size > 1:
+        optimizer.zero_grad()
+        set_gradients(model, np.full(numel, np.finfo(np.float32).max))
+        with pytest.raises(ms.NonFiniteError, match="overflows"):
+            optimizer.step()
+
+
+def to_bfloat16(vector: Vector) -> Vector:
+    """Return the nearest float32 values whose lower 16 bits are zero, the even one of two equally near."""
+    bits = vector.view(np.uint32).astype(np.uint64)
+    lower, upper = bits & np.uint64(0xFFFF), bits >> np.uint64(16)
+    up = (lower > 0x8000) | ((lower == 0x8000) & (upper % 2 == 1))
+    rounded: Vector = ((upper + up) << np.uint64(16)).astype(np.uint32).view(np.float32)
+    return rounded
 
 
 def law_replicas(comm: Communicator) -> None:

@@ -18,8 +18,9 @@ from mpisparse.errors import ConfigError
 from mpisparse.flat import Layout
 from mpisparse.optim import DistributedOptimizer
 from mpisparse.phases import Phases
+from mpisparse.sampler import Sampler
 from mpisparse.training import config as schema
-from mpisparse.training.data import LOADERS, Split
+from mpisparse.training.data import LOADERS, Dataset, Split
 from mpisparse.training.models import MODELS, CrossEntropy, LinearSVM, LogisticRegression, Loss
 from mpisparse.wire import Wire
 
@@ -46,15 +47,20 @@ def build_model(section: schema.Model, data: Split, smoothing: float) -> tuple[n
     return model, CrossEntropy(smoothing=smoothing)
 
 
+def build_plain_optimizer(section: schema.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """Return torch's own optimizer that an optimizer section names."""
+    kind: type[torch.optim.Optimizer] = getattr(torch.optim, section.name)
+    try:
+        return kind(model.parameters(), lr=section.lr, **section.options)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer {section.name} does not take these options: {error}") from error
+
+
 def build_optimizer(
     config: schema.RunConfig, model: nn.Module, comm: Communicator, phases: Phases
 ) -> DistributedOptimizer:
     """Return the optimizer that exchanges sparsified gradients. Collective."""
-    section = config.optimizer
-    try:
-        plain = getattr(torch.optim, section.name)(model.parameters(), lr=section.lr, **section.options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer {section.name} does not take these options: {error}") from error
+    plain = build_plain_optimizer(config.optimizer, model)
     exchange = config.exchange
     sparsifier = build_sparsifier(config.sparsifier)
     return DistributedOptimizer(
@@ -75,6 +81,25 @@ def build_optimizer(
         comm=comm,
         phases=phases,
     )
+
+
+def build_sampler(config: schema.RunConfig, data: Dataset, comm: Communicator) -> Sampler:
+    """Return what deals this rank its samples."""
+    batch = rank_batch(config.training, comm.size)
+    return Sampler(len(data), batch, config.seed, comm.rank, comm.size, shuffle=config.training.shuffle)
+
+
+def rank_batch(section: schema.Training, size: int) -> int:
+    """Return the samples of one rank in a step."""
+    if section.batch is not None:
+        return section.batch
+    assert section.global_batch is not None
+    batch, rest = divmod(section.global_batch, size)
+    if rest or not batch:
+        raise ConfigError(
+            f"training.global_batch {section.global_batch} cannot be divided by {size} ranks: use a multiple of {size}"
+        )
+    return batch
 
 
 def build_sparsifier(section: schema.Sparsifier) -> sparsifiers.Sparsifier:

@@ -296,7 +296,8 @@ class Exchange(Section):
 
     granularity, bucket_mib, dense_vectors, dense_below: what is selected from as one, and what is never sparsified.
     values: value coding of messages.
-    dense: how whole tensors are averaged: "pieces" gives the same bits on every MPI, "allreduce" is the library's own.
+    dense: how whole tensors are averaged: "pieces" gives the same bits on every MPI, "bfloat16" rounds them and halves
+        their bytes, "allreduce" is the library's own.
     nonfinite: what to do when a gradient holds NaN or infinity.
     """
 
@@ -305,7 +306,7 @@ class Exchange(Section):
     dense_vectors: bool = True
     dense_below: Annotated[int, Field(ge=0)] = 0
     values: Literal["auto", "float32", "bfloat16", "float16", "hybrid"] = "auto"
-    dense: Literal["pieces", "allreduce"] = "pieces"
+    dense: Literal["pieces", "bfloat16", "allreduce"] = "pieces"
     nonfinite: Literal["raise", "skip"] = "raise"
 
 

@@ -29,16 +29,25 @@ def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong; with the place.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a run configuration") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no TOML file: {error}") from error
+    return read_text(text, str(path), settings)
+
+
+def read_text(text: str, source: str, settings: Iterable[str] = ()) -> RunConfig:
+    """Return the configuration that TOML text holds with `settings` over it; see `read_config`."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is no TOML file: {error}") from error
     before = copy.deepcopy(tree)
     for setting in settings:
         _set(tree, setting)
     _drop_keys_of_other_names(tree, before)
-    return parse_config(tree, str(path))
+    return parse_config(tree, source)
 
 
 def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:

@@ -15,8 +15,7 @@ from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
-from mpisparse.sampler import Sampler
-from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule
+from mpisparse.training.build import build_data, build_model, build_optimizer, build_sampler, build_schedule
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, summary_rows
@@ -75,14 +74,7 @@ def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Train
     with agreed(comm):
         data = build_data(config.data)
         model, loss = build_model(config.model, data, config.training.smoothing)
-        sampler = Sampler(
-            len(data.train),
-            _batch(config, comm.size),
-            config.seed,
-            comm.rank,
-            comm.size,
-            shuffle=config.training.shuffle,
-        )
+        sampler = build_sampler(config, data.train, comm)
     optimizer = build_optimizer(config, model, comm, phases)
     steps = config.training.length.steps(sampler.steps_per_epoch)
     trainer = Trainer(
@@ -96,20 +88,6 @@ def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Train
         phases=phases,
     )
     return trainer, data.test
-
-
-def _batch(config: RunConfig, size: int) -> int:
-    """Return the samples of one rank in a step."""
-    if config.training.batch is not None:
-        return config.training.batch
-    assert config.training.global_batch is not None
-    batch, rest = divmod(config.training.global_batch, size)
-    if rest or not batch:
-        raise ConfigError(
-            f"training.global_batch {config.training.global_batch} cannot be divided by {size} ranks: "
-            f"use a multiple of {size}"
-        )
-    return batch
 
 
 def _resume(

@@ -14,7 +14,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
     "errors", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm", "flat",
-    "collectives", "exchange", "preflight", "replicas", "optim", "shard", "checkpoint", "runtime", "training", "cli",
+    "collectives", "exchange", "preflight", "replicas", "optim", "shard", "checkpoint", "runtime", "training",
+    "bench", "cli",
 ]  # fmt: skip
 
 

@@ -230,7 +230,7 @@ def test_wrong_uses_are_refused_with_the_way_out() -> None:
             ),
             "hybrid",
         ),
-        (lambda: ms.DistributedOptimizer(sgd(model), model, dense="ring", comm=solo()), "pieces or allreduce"),
+        (lambda: ms.DistributedOptimizer(sgd(model), model, dense="ring", comm=solo()), "pieces, bfloat16, allreduce"),
         (lambda: ms.DistributedOptimizer(torch.optim.SGD(frozen.parameters()), frozen, comm=solo()), "nothing to"),
         (lambda: wrapped.add_param_group({"params": []}), "before it is wrapped"),
     ):
