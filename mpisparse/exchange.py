@@ -117,7 +117,7 @@ class GradientExchange:
             selected = rule.select(corrected, random.generator(self.seed, rank, self.step, bucket.index))
         with self.phases("encode"):
             message = wire.encode(selected, self.wire, step=self.step, bucket=bucket.index, rank=rank)
-            decoded = selected if self.wire.exact else wire.decode(message)
+            decoded = wire.rounded(selected, self.wire)
         with self.phases("sparsify"):
             self.kept.sent(decoded, bucket.place)
         return message

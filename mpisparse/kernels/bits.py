@@ -5,23 +5,22 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mpisparse.kernels.words import lowest_bit
+from mpisparse.kernels.words import lowest_bit, rises
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def encode(indices, words):  # type: ignore[no-untyped-def]
-    """Set the bits of the indices, and return False if one lies outside.
+    """Set the bits of the indices, and return False if they do not rise or one lies outside.
 
     Args:
-        indices: uint32 or uint64 of shape (count,).
+        indices: uint32 or uint64 of shape (count,), strictly rising.
         words: uint64 of shape (words,), all zero.
     """
+    if not rises(indices, np.uint64(words.size) << np.uint64(6)):
+        return False
     for i in range(indices.size):
         index = np.uint64(indices[i])
-        where = index >> np.uint64(6)
-        if where >= np.uint64(words.size):
-            return False
-        words[where] |= np.uint64(1) << (index & np.uint64(63))
+        words[index >> np.uint64(6)] |= np.uint64(1) << (index & np.uint64(63))
     return True
 
 

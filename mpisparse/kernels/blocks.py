@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mpisparse.kernels.words import lowest_bit
+from mpisparse.kernels.words import lowest_bit, rises
 
 #: Positions in a block.
 LENGTH = 256
@@ -39,17 +39,18 @@ def payload_bytes(indices):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def encode(indices, counts, payload):  # type: ignore[no-untyped-def]
-    """Write the blocks, and return False if they do not fit: the indices do not rise.
+    """Write the blocks, and return False if they do not fit: the indices do not rise, or lie outside.
 
     Args:
         indices: uint32 or uint64 of shape (count,), strictly rising.
         counts: uint8 of shape (blocks,), all zero.
         payload: uint8 of as many entries as `payload_bytes` says, all zero.
     """
+    if not rises(indices, np.uint64(counts.size) << np.uint64(8)):
+        return False
     if payload.size == indices.size:
-        outside, largest = _encode_sparse(indices, counts, payload)
-        if outside or largest < DENSE:
-            return not outside
+        if _encode_sparse(indices, counts, payload) < DENSE:
+            return True
         counts[:] = 0
         payload[:] = 0
     count, first, at = indices.size, 0, 0
@@ -59,7 +60,7 @@ def encode(indices, counts, payload):  # type: ignore[no-untyped-def]
         while end < count and np.uint64(indices[end]) >> np.uint64(8) == block:
             end += 1
         taken = min(end - first, DENSE)
-        if block >= np.uint64(counts.size) or at + taken > payload.size:
+        if at + taken > payload.size:
             return False
         counts[block] = taken
         if taken < DENSE:
@@ -77,17 +78,15 @@ def encode(indices, counts, payload):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _encode_sparse(indices, counts, payload):  # type: ignore[no-untyped-def]
-    """Write the blocks as if none were dense; return whether an index lies outside, and the largest count."""
+    """Write rising indices inside the blocks as if no block were dense, and return the largest count."""
     for i in range(indices.size):
         payload[i] = indices[i] & np.uint8(255)
     largest = np.uint8(0)
     for i in range(indices.size):
         block = np.uint64(indices[i]) >> np.uint64(8)
-        if block >= np.uint64(counts.size):
-            return True, largest
         counts[block] += np.uint8(1)
         largest = max(largest, counts[block])
-    return False, largest
+    return largest
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -122,7 +121,7 @@ def decode(counts, payload, numel, indices):  # type: ignore[no-untyped-def]
                 return -1
             found = end
         at += taken
-    return at if found == indices.size and _rises(indices, numel) else -1
+    return at if found == indices.size and rises(indices, numel) else -1
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
@@ -140,15 +139,3 @@ def _spread(bits, base, indices, found):  # type: ignore[no-untyped-def]
             found += 1
             word &= word - np.uint64(1)
     return found
-
-
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _rises(indices, numel):  # type: ignore[no-untyped-def]
-    """Return whether the indices rise strictly and stay below `numel`."""
-    if indices.size == 0:
-        return True
-    earlier, later = indices[:-1], indices[1:]
-    falls = 0
-    for i in range(later.size):
-        falls += np.int64(later[i] <= earlier[i])
-    return falls == 0 and np.uint64(indices[-1]) < numel

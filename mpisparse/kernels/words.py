@@ -1,4 +1,4 @@
-"""Bytes as 64-bit words, which the coding kernels read and write: the first bit is the lowest of the first word."""
+"""What the coding kernels share: bytes as 64-bit words, whose first bit is the lowest of the first word."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -41,3 +41,20 @@ def to_bytes(words: Words, size: int) -> Bytes:
 def zeros(size: int) -> Words:
     """Return words with room for `size` bytes, all zero."""
     return np.zeros((size + 7) >> 3, np.uint64)
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def rises(indices, numel):  # type: ignore[no-untyped-def]
+    """Return whether the indices rise strictly and stay below `numel`.
+
+    Args:
+        indices: uint32 or uint64 of any shape (count,).
+        numel: uint64.
+    """
+    if indices.size == 0:
+        return True
+    earlier, later = indices[:-1], indices[1:]
+    falls = 0
+    for i in range(later.size):
+        falls += np.int64(later[i] <= earlier[i])
+    return falls == 0 and np.uint64(indices[-1]) < numel

@@ -12,6 +12,7 @@ import torch
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from mpisparse.training.section import DurationField, Section, unknown_key
+from mpisparse.wire import IndexCoding, ValueCoding
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -296,6 +297,8 @@ class Exchange(Section):
 
     granularity, bucket_mib, dense_vectors, dense_below: what is selected from as one, and what is never sparsified.
     values: value coding of messages.
+    indices: index coding of messages.
+    gigabits: speed of the network in Gbit/s, from which indices "auto" judges what bytes are worth.
     dense: how whole tensors are averaged: "pieces" gives the same bits on every MPI, "allreduce" is the library's own.
     nonfinite: what to do when a gradient holds NaN or infinity.
     """
@@ -304,7 +307,9 @@ class Exchange(Section):
     bucket_mib: Annotated[float, Field(gt=0)] = 25.0
     dense_vectors: bool = True
     dense_below: Annotated[int, Field(ge=0)] = 0
-    values: Literal["auto", "float32", "bfloat16", "float16", "hybrid"] = "auto"
+    values: ValueCoding = "auto"
+    indices: IndexCoding = "auto"
+    gigabits: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     dense: Literal["pieces", "allreduce"] = "pieces"
     nonfinite: Literal["raise", "skip"] = "raise"
 

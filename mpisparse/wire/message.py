@@ -61,12 +61,13 @@ def encode(sparse: SparseVector, wire: Wire = Wire(), *, step: int = 0, bucket: 
     """Return the message that holds `sparse`, uint8.
 
     Args:
-        sparse: indices must rise strictly and values must be finite, which is not checked again here.
+        sparse: values must be finite, which is not checked again here.
         wire: how to write it.
         step: optimizer step, bucket: index of the bucket, rank: who sends; receivers check all three.
 
     Raises:
-        WireError: a value does not fit the value coding, or the vector is too long for the format.
+        WireError: indices do not rise strictly below numel, a value does not fit the value coding, or the vector is too
+            long for the format.
     """
     numel, count = sparse.numel, sparse.count
     if numel > indices.LARGEST_NUMEL:
