@@ -195,7 +195,7 @@ def test_coding_and_decoding_take_less_than_a_copy_of_the_vector() -> None:
     """256,000 of 25.6 million entries, at a density of 1 %, against one pass over what they were chosen from."""
     numel = 25_600_000
     sparse = vector(scattered(numel, 0.01), numel)
-    source, target = np.zeros(numel, np.float32), np.ones(numel, np.float32)
+    source, target = np.full(numel, 0.5, np.float32), np.ones(numel, np.float32)
     message = encode(sparse)
     copying = min(seconds(lambda: np.copyto(target, source)) for _ in range(10))
     coding = min(seconds(lambda: encode(sparse)) for _ in range(10))
