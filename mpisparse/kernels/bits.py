@@ -8,8 +8,8 @@ from numba import njit
 from mpisparse.kernels.words import lowest_bit, rises
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def encode(indices, words):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def encode(indices, words):
     """Set the bits of the indices, and return False if they do not rise or one lies outside.
 
     Args:
@@ -24,8 +24,8 @@ def encode(indices, words):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def decode(words, indices):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def decode(words, indices):
     """Fill `indices` with the places of the bits that are set, and return False if there are more or fewer.
 
     Args:

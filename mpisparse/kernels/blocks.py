@@ -21,8 +21,8 @@ DENSE = 32
 _STRIDE = 8
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def payload_bytes(indices):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def payload_bytes(indices):
     """Return the bytes that the blocks' entries take.
 
     Args:
@@ -37,8 +37,8 @@ def payload_bytes(indices):  # type: ignore[no-untyped-def]
     return size
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def encode(indices, counts, payload):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def encode(indices, counts, payload):
     """Write the blocks, and return False if they do not fit: the indices do not rise, or lie outside.
 
     Args:
@@ -76,8 +76,8 @@ def encode(indices, counts, payload):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _encode_sparse(indices, counts, payload):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _encode_sparse(indices, counts, payload):
     """Write rising indices inside the blocks as if no block were dense, and return the largest count."""
     for i in range(indices.size):
         payload[i] = indices[i] & np.uint8(255)
@@ -89,8 +89,8 @@ def _encode_sparse(indices, counts, payload):  # type: ignore[no-untyped-def]
     return largest
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def decode(counts, payload, numel, indices):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def decode(counts, payload, numel, indices):
     """Fill `indices` and return the bytes of payload that they took, or -1 if the blocks are not what `encode` writes.
 
     Args:
@@ -124,8 +124,8 @@ def decode(counts, payload, numel, indices):  # type: ignore[no-untyped-def]
     return at if found == indices.size and rises(indices, numel) else -1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _spread(bits, base, indices, found):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _spread(bits, base, indices, found):
     """Write the indices of the bits that are set, and return how many are found then, or -1 if there is no room."""
     for start in range(0, DENSE, 8):
         word = np.uint64(0)

@@ -3,8 +3,8 @@
 A gap is the number of absent entries before an index: the index itself for the first, the difference to the one before
 it, less one, for the others. With parameter k, its k low bits go into one stream and the rest, q = gap >> k, into
 another, as q zeros and a one. Apart, each stream is read without waiting for the other. All gaps together are shorter
-than the vector, so the unary stream never has more than count + (numel >> k) bits, wherever the entries are: a parameter
-near log2(numel / count) needs no escape.
+than the vector, so the unary stream never has more than count + (numel >> k) bits, wherever the entries are: a
+parameter near log2(numel / count) needs no escape.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mpisparse.kernels.words import lowest_bit
 LARGEST = 56
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def sum_quotients(indices, parameter):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def sum_quotients(indices, parameter):
     """Return the sums of all gaps >> parameter, gaps >> (parameter + 1) and gaps >> (parameter + 2), as uint64.
 
     Args:
@@ -40,8 +40,8 @@ def sum_quotients(indices, parameter):  # type: ignore[no-untyped-def]
     return first_sum, second_sum, third_sum
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def encode(indices, parameter, lows, unary):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def encode(indices, parameter, lows, unary):
     """Write both streams, and return False if they do not fit: the indices do not rise.
 
     Args:
@@ -86,8 +86,8 @@ def encode(indices, parameter, lows, unary):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def decode(lows, unary, parameter, numel, indices):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def decode(lows, unary, parameter, numel, indices):
     """Fill `indices` and return the number of unary bits they took, or -1 if the streams are not what `encode` writes.
 
     Args:

@@ -14,7 +14,7 @@ Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def lowest_bit(typing: Any, word: Any) -> Any:
     """Return the place of the lowest bit that is set in a uint64 that is not 0."""
 
@@ -27,7 +27,7 @@ def lowest_bit(typing: Any, word: Any) -> Any:
 
 
 def from_bytes(section: Bytes) -> Words:
-    """Return the little-endian words that `section` fills, the last one filled up with zeros, and two more, as a copy."""
+    """Return a copy of `section` as little-endian words, filled up with zeros, and two words of zeros more."""
     words = zeros(section.size + 16)
     words.view(np.uint8)[: section.size] = section
     return words.view("<u8").astype(np.uint64, copy=False)
@@ -43,8 +43,8 @@ def zeros(size: int) -> Words:
     return np.zeros((size + 7) >> 3, np.uint64)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def rises(indices, numel):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def rises(indices, numel):
     """Return whether the indices rise strictly and stay below `numel`.
 
     Args:

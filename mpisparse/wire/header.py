@@ -34,7 +34,7 @@ class Header(NamedTuple):
     parameter: int
     step: int
     numel: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method, which no reader of headers needs
     bucket: int
     rank: int
     body: int

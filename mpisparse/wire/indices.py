@@ -83,7 +83,7 @@ def decode(body: Bytes, coding: int, parameter: int, numel: int, count: int) -> 
     Memory is taken only for as many indices as the bytes that are there can hold.
 
     Raises:
-        WireError: the coding does not exist, or the bytes are not what `encode` writes for rising indices below `numel`.
+        WireError: the coding does not exist, or the bytes are not those of rising indices below `numel`.
     """
     if coding >= len(_READERS):
         raise WireError(f"index coding {coding} does not exist in wire format 2")

@@ -61,10 +61,9 @@ def decode(section: Bytes, value_coding: int, count: int) -> tuple[Vector, np.fl
     Raises:
         WireError: the length is another, the coding does not exist, or a value is NaN or infinite, which none writes.
     """
-    if section.size != size(value_coding, count):
-        raise WireError(
-            f"{count} values in coding {value_coding} take {size(value_coding, count)} bytes, but {section.size} are left"
-        )
+    due = size(value_coding, count)
+    if section.size != due:
+        raise WireError(f"{count} values in coding {value_coding} take {due} bytes, but {section.size} are left")
     if value_coding == SIGN:
         return _read_signs(section, count)
     if value_coding == FLOAT32:
@@ -91,7 +90,7 @@ def mean_magnitude(values: Vector) -> np.float32:
 def _read_signs(section: Bytes, count: int) -> tuple[Vector, np.float32 | None]:
     magnitude = np.float32(section[:4].view("<f4")[0])
     if not np.isfinite(magnitude) or np.signbit(magnitude) or (magnitude != 0 and count == 0):
-        raise WireError(f"the magnitude of {count} values is {magnitude}: it must be finite, not negative, 0 without any")
+        raise WireError(f"the mean magnitude of {count} values is {magnitude}: it must be finite and not negative")
     return signs.decode(section[4:], count, magnitude), magnitude if magnitude > 0 else None
 
 

@@ -76,7 +76,9 @@ def test_blocks_hold_bytes_or_bits(dtype: type[np.unsignedinteger], drawn: tuple
     for start in range(0, drawn[1], 256):
         inside = [index - start for index in drawn[0] if start <= index < start + 256]
         counts.append(min(len(inside), 32))
-        payload += inside if len(inside) < 32 else np.packbits(np.isin(np.arange(256), inside), bitorder="little").tolist()
+        payload += (
+            inside if len(inside) < 32 else np.packbits(np.isin(np.arange(256), inside), bitorder="little").tolist()
+        )
     assert blocks.payload_bytes(indices) == len(payload)
     found_counts, found_payload = np.zeros(len(counts), np.uint8), np.zeros(len(payload), np.uint8)
     assert blocks.encode(indices, found_counts, found_payload)
@@ -122,9 +124,7 @@ WORD_LISTS = st.lists(st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1
 
 
 @given(WORD_LISTS, WORD_LISTS, st.integers(0, gaps.LARGEST), st.integers(1, 2**62), st.integers(1, 80))
-def test_rice_never_believes_noise(
-    lows: list[int], unary: list[int], parameter: int, numel: int, count: int
-) -> None:
+def test_rice_never_believes_noise(lows: list[int], unary: list[int], parameter: int, numel: int, count: int) -> None:
     """Whatever the streams hold, what is accepted rises strictly below numel, and nothing else is touched."""
     guarded = np.full(count + 16, 2**64 - 1, np.uint64)
     found = guarded[8:-8]

@@ -174,7 +174,12 @@ def test_a_message_of_another_version_names_both() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"values": "int8"}, "int8"), ({"indices": "zip"}, "zip"), ({"gigabits": 0.0}, "0.0"), ({"gigabits": np.inf}, "inf")],
+    [
+        ({"values": "int8"}, "int8"),
+        ({"indices": "zip"}, "zip"),
+        ({"gigabits": 0.0}, "0.0"),
+        ({"gigabits": np.inf}, "inf"),
+    ],
 )
 def test_options_are_checked(options: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -203,7 +208,7 @@ def test_a_vector_is_refused_that_is_too_long_for_the_format() -> None:
 def test_a_sender_refuses_indices_that_do_not_rise(indices: IndexCoding) -> None:
     for chosen in ([5, 3], [0, 300, 200, 500], [7, 2000], [2**32 - 1], [4, 4, 4], [*range(300, 340), 20]):
         sparse = replace(plain(1000, *range(len(chosen))), indices=np.array(chosen, np.uint32))
-        with pytest.raises(WireError, match="do not rise|does not lie in a vector of 1000"):
+        with pytest.raises(WireError, match=r"do not rise|does not lie in a vector of 1000"):
             encode(sparse, Wire(indices=indices))
 
 
