@@ -30,7 +30,7 @@ from mpisparse.optim import DistributedOptimizer
 from mpisparse.runtime import init
 from mpisparse.shard import shard
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers import Dense, DenseWarmup, Exponential, GSpar, Threshold, TopK, Uniform
+from mpisparse.sparsifiers import Dense, DenseWarmup, Exponential, GSpar, Threshold, TopK, TrackedTopK, Uniform
 from mpisparse.wire import Wire
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "SparseVector",
     "Threshold",
     "TopK",
+    "TrackedTopK",
     "Uniform",
     "Wire",
     "WireError",

@@ -13,9 +13,10 @@ from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
 from mpisparse.flat import Bucket, FlatGradients
+from mpisparse.kernels.sums import mean_into
 from mpisparse.memory import Memory
 from mpisparse.phases import Phases
-from mpisparse.sparsifiers import Sparsifier
+from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
 
 Bytes = NDArray[np.uint8]
@@ -62,6 +63,7 @@ class GradientExchange:
         self.sparsifier = sparsifier
         self.memory = memory
         self.kept = memory.start(flat.buffer.numel(), flat.sparse_numel)
+        self.tracked = [Tracked() for _ in flat.buckets]
         self.wire = wire
         self.collective = collective
         self.dense_mean = dense_mean
@@ -82,10 +84,8 @@ class GradientExchange:
         messages, failure = self._compress_all(sparse, rule)
         received = self._gather(messages, failure)
         whole = [bucket for bucket in self.flat.buckets if bucket not in sparse]
-        with np.errstate(over="ignore"):  # a sum that overflows is an error below, with the tensor's name
-            count = sum(self._add_up(bucket, theirs) for bucket, theirs in zip(sparse, received, strict=True))
-            incoming = sum(self._average_whole(bucket) for bucket in whole)
-        self._refuse_overflow()
+        count = sum(self._add_up(bucket, theirs) for bucket, theirs in zip(sparse, received, strict=True))
+        incoming = sum(self._average_whole(bucket) for bucket in whole)
         self.step += 1
         sent = sum(message.size for message in messages)
         arrived = sum(message.size for theirs in received for message in theirs)
@@ -113,43 +113,42 @@ class GradientExchange:
         """Return this rank's message of one bucket, and remember what it leaves out."""
         rank = self.collective.comm.rank
         with self.phases("sparsify"):
-            corrected = self.kept.accumulate(self.flat.vector[bucket.place], bucket.place)
-            selected = rule.select(corrected, random.generator(self.seed, rank, self.step, bucket.index))
+            source = self.kept.source(self.flat.vector[bucket.place], bucket.place)
+            generator = random.generator(self.seed, rank, self.step, bucket.index)
+            selected = rule.choose(source, generator, self.tracked[bucket.index])
         with self.phases("encode"):
             message = wire.encode(selected, self.wire, step=self.step, bucket=bucket.index, rank=rank)
             decoded = wire.rounded(selected, self.wire)
         with self.phases("sparsify"):
-            self.kept.sent(decoded, bucket.place)
+            source.sent(decoded)
         return message
 
     def _gather(self, messages: list[Bytes], failure: MpiSparseError | None) -> list[list[Bytes]]:
         with self.phases("exchange"):
             return self.collective.gather(messages, failure) if messages else []
 
-    def _refuse_overflow(self) -> None:
-        """Raise NonFiniteError, on all ranks as all hold the same mean, if finite gradients add up to infinity."""
-        with self.phases("decode"):
-            bad = self.flat.first_bad_entry()
-        if bad is not None:
-            raise alike(
-                NonFiniteError(
-                    f"after {self.step} steps the sum over ranks overflows float32 in {self.flat.where(bad)}: "
-                    "lower the learning rate, or scale the loss down"
-                )
+    def _refuse_overflow(self, place: int) -> None:
+        """Raise NonFiniteError, on all ranks as all hold the same mean: finite gradients add up to infinity."""
+        raise alike(
+            NonFiniteError(
+                f"after {self.step} steps the sum over ranks overflows float32 in {self.flat.where(place)}: "
+                "lower the learning rate, or scale the loss down"
             )
+        )
 
     def _add_up(self, bucket: Bucket, messages: list[Bytes]) -> int:
         """Put the mean of all ranks' messages into the bucket, and return how many entries this rank's own has."""
         with self.phases("decode"):
-            mean = self.flat.vector[bucket.place]
-            mean[:] = 0.0
-            own = 0
-            for rank, message in enumerate(messages):
-                sparse = wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
-                mean[sparse.indices] += sparse.values
-                own = sparse.count if rank == self.collective.comm.rank else own
-            mean /= self.collective.comm.size
-            return own
+            comm = self.collective.comm
+            sparse = [
+                wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
+                for rank, message in enumerate(messages)
+            ]
+            # The memory left zeros here.
+            bad = mean_into(self.flat.vector[bucket.place], sparse, comm.size)
+            if bad is not None:
+                self._refuse_overflow(bucket.start + bad)
+            return sparse[comm.rank].count
 
     def _average_whole(self, bucket: Bucket) -> int:
         """Average a bucket that is sent whole, and return the bytes that came in."""
@@ -158,17 +157,20 @@ class GradientExchange:
             if bucket.dense:
                 self.kept.dense(vector, bucket.place)
             else:
-                corrected = self.kept.accumulate(vector, bucket.place)
-                if corrected is not vector:
-                    vector[:] = corrected
-                self.kept.sent_all(bucket.place)
-        if self.collective.comm.size == 1:
-            return 0
-        with self.phases("exchange"):
-            return self.dense_mean.average(vector)
+                self.kept.whole(vector, bucket.place)
+        incoming = 0
+        if self.collective.comm.size > 1:
+            # A sum that overflows is an error below, with the tensor's name.
+            with self.phases("exchange"), np.errstate(over="ignore"):
+                incoming = self.dense_mean.average(vector)
+        with self.phases("decode"):
+            bad = self.flat.first_bad_entry(bucket.place)
+        if bad is not None:
+            self._refuse_overflow(bad)
+        return incoming
 
     def state_dict(self) -> dict[str, object]:
-        """Return the step, the seed, and this rank's memory by parameter name, as copies."""
+        """Return the step, the seed, what the rule tracks, and this rank's memory by parameter name, as copies."""
         memory: dict[str, dict[str, Tensor]] = {}
         for name, vector in self.kept.vectors().items():
             slots = [slot for slot in self.flat.slots if slot.stop <= vector.size]
@@ -177,7 +179,14 @@ class GradientExchange:
                 for slot in slots
             }
         comm = self.collective.comm
-        return {"step": self.step, "seed": self.seed, "rank": comm.rank, "size": comm.size, "memory": memory}
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "rank": comm.rank,
+            "size": comm.size,
+            "memory": memory,
+            "tracked": [tracked.state_dict() for tracked in self.tracked],
+        }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take up the state that `state_dict` returned on this rank.
@@ -199,7 +208,20 @@ class GradientExchange:
             _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
             for key, slot in slots.items():
                 vector[slot.start : slot.stop] = memory[name][key].reshape(-1).numpy()
+        self._load_tracked(state)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
+
+    def _load_tracked(self, state: dict[str, object]) -> None:
+        """Take up what the rule tracks; states saved before rules tracked anything have none."""
+        saved = state.get("tracked", [tracked.state_dict() for tracked in self.tracked])
+        assert isinstance(saved, list)
+        if len(saved) != len(self.tracked):
+            raise CheckpointError(
+                f"the saved state is of {len(saved)} buckets, this exchange has {len(self.tracked)}: "
+                "resume with the layout that saved it"
+            )
+        for tracked, theirs in zip(self.tracked, saved, strict=True):
+            tracked.load_state_dict(theirs)
 
 
 def _require_same_names(what: str, ours: set[str], theirs: set[str]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpisparse.errors import ConfigError
+from mpisparse.kernels.vectors import is_finite
 
 Granularity = Literal["model", "tensor", "bucket"]
 
@@ -149,12 +150,12 @@ class FlatGradients:
         """Return the name of the parameter that holds entry `index` of the buffer."""
         return next(slot.name for slot in self.slots if slot.start <= index < slot.stop)
 
-    def first_bad_entry(self) -> int | None:
-        """Return the place of the first NaN or infinity, or None: one pass, as a finite sum proves that all is well."""
-        if np.isfinite(float(self.buffer.sum())):
+    def first_bad_entry(self, place: slice = slice(None)) -> int | None:
+        """Return where in the buffer the first NaN or infinity of a part of it lies, or None. One pass."""
+        part = self.vector[place]
+        if is_finite(part):
             return None
-        bad = np.flatnonzero(~np.isfinite(self.vector))
-        return int(bad[0]) if bad.size else None
+        return (place.start or 0) + int(np.flatnonzero(~np.isfinite(part))[0])
 
     @torch.no_grad()
     def _finished(self, parameter: Tensor) -> None:

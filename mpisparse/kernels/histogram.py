@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from mpisparse.kernels.vectors import Vector, chunks
@@ -25,6 +26,8 @@ LENGTH = 1 << 18
 LOW_BITS = 15
 #: Bins of the finite magnitudes; infinity would be the first of the next.
 BINS = 0x7F800000 >> LOW_BITS
+
+_MAGNITUDE = 0x7FFFFFFF
 
 
 class Split(NamedTuple):
@@ -75,7 +78,7 @@ def find_cut(magnitudes: Vector, law: Law, floor: float = 0.0, total: float = 0.
     """Return the cut of `law` among `magnitudes`.
 
     Args:
-        magnitudes: float32, not negative, finite, in any order; all at least `floor`.
+        magnitudes: float32, finite, in any order; signs do not count; all magnitudes at least `floor`.
         law: must hold at `floor`.
         floor: the magnitude at which the given entries start.
         total: the sum of the magnitudes below `floor`, of entries that are not given.
@@ -87,7 +90,7 @@ def find_cut(magnitudes: Vector, law: Law, floor: float = 0.0, total: float = 0.
     if magnitudes.size > SORT:
         steps = _count_low_bits(magnitudes)
     else:
-        values, counts = np.unique(magnitudes, return_counts=True)
+        values, counts = np.unique(np.abs(magnitudes), return_counts=True)
         steps = _exact_steps(values.astype(np.float64), counts)
     return _cut_steps(steps, _last_step(steps, law, base), base)
 
@@ -134,21 +137,37 @@ def _sums_before(values: Floats) -> Floats:
 
 
 def _high_bits(magnitudes: Vector) -> NDArray[np.uint32]:
-    return magnitudes.view(np.uint32) >> np.uint32(LOW_BITS)
+    return (magnitudes.view(np.uint32) & np.uint32(_MAGNITUDE)) >> np.uint32(LOW_BITS)
 
 
 def _count_high_bits(magnitudes: Vector, moments: int) -> _Steps:
     """Return one step a bin, at the bin's lower edge, with the sums that `moments` asks for."""
     edges = (np.arange(BINS, dtype=np.uint32) << np.uint32(LOW_BITS)).view(np.float32).astype(np.float64)
-    counts, totals, squares = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
-    for _, chunk in chunks(magnitudes, LENGTH):
-        bins = _high_bits(chunk).astype(np.intp)
-        counts += np.bincount(bins, minlength=BINS)
+    counts = np.zeros(BINS, np.int64)
+    totals, squares = np.zeros(BINS), np.zeros(BINS)
+    count_high_bits(magnitudes, moments, counts, totals, squares)
+    return _Steps(edges, counts.astype(np.float64), totals, squares)
+
+
+@njit(nogil=True, cache=True)
+def count_high_bits(vector, moments, counts, totals, squares):
+    """Add every entry to the bin of its high bits: to counts, and as `moments` says to totals and squares.
+
+    Args:
+        vector: float32, finite. moments: 0, 1 or 2.
+        counts: int64 of shape (BINS,). totals, squares: float64 of shape (BINS,).
+    """
+    bits = vector.view(np.uint32)
+    for i in range(bits.size):
+        place = (bits[i] & np.uint32(_MAGNITUDE)) >> np.uint32(LOW_BITS)
+        if place >= np.uint32(counts.size):
+            continue
+        counts[place] += 1
         if moments >= 1:
-            totals += np.bincount(bins, chunk, BINS)
-        if moments >= 2:
-            squares += np.bincount(bins, np.square(chunk, dtype=np.float64), BINS)
-    return _Steps(edges, counts, totals, squares)
+            magnitude = np.float64(abs(vector[i]))
+            totals[place] += magnitude
+            if moments >= 2:
+                squares[place] += magnitude * magnitude
 
 
 def _count_low_bits(magnitudes: Vector) -> _Steps:

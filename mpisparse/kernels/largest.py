@@ -1,4 +1,4 @@
-"""find_largest: the entries of largest magnitude, with the ties at the threshold apart."""
+"""The entries of largest magnitude: a guess at where they begin, and the exact choice among what lies above it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpisparse import random
 from mpisparse.kernels.histogram import Floats, Split, find_cut
-from mpisparse.kernels.vectors import SMALLEST, Vector, find_at_least
+from mpisparse.kernels.vectors import SMALLEST, Vector
 from mpisparse.sparse import Indices
 
 #: Entries looked at, at most about, to guess a floor below the threshold.
 SAMPLE = 1 << 16
 
+#: Shorter vectors are searched whole: a guess would cost more than it saves.
+SHORT = 1 << 12
 
-class Largest(NamedTuple):
-    """The entries that are surely among the largest, and those that compete for the places left."""
 
-    above: Indices
-    """Those larger in magnitude than the last place, rising; fewer than were asked for, or every nonzero entry."""
-    tied: Indices
-    """Those as large as the last place, rising."""
+class Floor(NamedTuple):
+    """A guess at a magnitude that somewhat more than a wanted number of entries reach."""
+
+    magnitude: np.float32
+    """At least the smallest magnitude above zero."""
+    room: int
+    """So many entries that it is very unlikely that more reach it."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +41,58 @@ class _AtLeast:
         return split.above >= self.count
 
 
-def find_largest(vector: Vector, count: int) -> Largest:
-    """Return the `count` nonzero entries of largest magnitude, ties at the last place apart.
+def stride(numel: int) -> int:
+    """Return the distance between the entries that a sample takes."""
+    # Odd, so that the sample does not fall in step with rows whose length is a power of two.
+    return max(numel // SAMPLE, 16) | 1
 
-    Entries in `above` are all to be taken; `count - above.size` are to be taken of `tied`, which has at least as many.
-    With no more than `count` nonzero entries all of them are in `above`.
+
+def guess_floor(sample: Vector, numel: int, count: int) -> Floor:
+    """Return a floor that a few more than `count` entries should reach; a guess, to be checked.
 
     Args:
-        vector: float32 of shape (numel,), finite.
-        count: places to fill, at least 1.
+        sample: every `stride(numel)`-th magnitude, float32. numel: entries of the vector. count: at least 1.
     """
-    candidates = find_at_least(vector, _guess_floor(vector, count))
-    if candidates.size < count:
-        # The sample misled: its floor was too high. Every nonzero entry is a candidate then.
-        candidates = find_at_least(vector, SMALLEST)
-    if candidates.size <= count:
-        return Largest(candidates, candidates[:0])
-    magnitudes = np.abs(vector[candidates])
-    threshold = np.float32(find_cut(magnitudes, _AtLeast(count)).magnitude)
-    return Largest(candidates[magnitudes > threshold], candidates[magnitudes == threshold])
-
-
-def _guess_floor(vector: Vector, count: int) -> np.float32:
-    """Return a magnitude that a few more than `count` entries should reach; a guess, to be checked."""
-    # An odd stride, so that the sample does not fall in step with rows whose length is a power of two.
-    sample = np.abs(vector[:: max(vector.size // SAMPLE, 16) | 1])
-    expected = count * sample.size / max(vector.size, 1)
-    place = sample.size - math.ceil(expected + 4 * math.sqrt(expected) + 8)
+    if numel <= SHORT:
+        return Floor(SMALLEST, numel)
+    expected = count * sample.size / numel
+    spread = math.sqrt(expected)
+    place = sample.size - math.ceil(expected + 4 * spread + 8)
     if place < 0:
-        return SMALLEST
-    return max(np.float32(np.partition(sample, place)[place]), SMALLEST)
+        return Floor(SMALLEST, numel)
+    magnitude = max(np.float32(np.partition(sample, place)[place]), SMALLEST)
+    return Floor(magnitude, min(numel, math.ceil((expected + 9 * spread + 24) * numel / sample.size)))
+
+
+def keep_largest(magnitudes: Vector, candidates: Indices, count: int, generator: np.random.Generator | None) -> Indices:
+    """Return the `count` of the candidates that are largest in magnitude, rising; all, when there are no more.
+
+    Of entries equal in magnitude at the last place a random choice is kept, so that no index is preferred.
+
+    Args:
+        magnitudes: float32, one a candidate, finite.
+        candidates: rising indices, among them those of the `count` largest entries.
+        count: at least 1.
+        generator: the source of the choice among equals; a fixed one without it.
+    """
+    if candidates.size <= count:
+        return candidates
+    threshold = np.float32(find_cut(magnitudes, _AtLeast(count)).magnitude)
+    reached = magnitudes >= threshold
+    surplus = int(np.count_nonzero(reached)) - count
+    if surplus:
+        tied = np.flatnonzero(magnitudes == threshold)
+        draws = random.generator(0, 0, 0, 0) if generator is None else generator
+        reached[tied] = False
+        reached[tied[draws.choice(tied.size, tied.size - surplus, replace=False, shuffle=False)]] = True
+    kept: Indices = candidates[reached]
+    return kept
+
+
+def threshold_of(vector: Vector, count: int) -> np.float32:
+    """Return the magnitude that just `count` entries reach, ties apart: the exact answer, in two passes.
+
+    Args:
+        vector: float32 of shape (numel,), finite, with more than `count` entries that are not zero.
+    """
+    return np.float32(find_cut(vector, _AtLeast(count)).magnitude)

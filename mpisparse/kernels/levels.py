@@ -4,36 +4,49 @@ An entry of magnitude |g| is kept with probability min(|g| / level, 1); the pape
 magnitude of the vector's own scale, so that it can be stored where lambda would overflow.
 
 Each law below compares a monotone function of the level with a bound. Between neighbouring magnitudes that function has
-a closed form in the counts and sums on both sides, so the stretch that holds the bound gives the level exactly. The
-first guess, as if no entry reached probability 1, is never too low, and it is right when no entry is larger. Otherwise
-the entries not far below it are gathered and searched; only when the level is not among them is the whole vector
-searched.
+a closed form in the counts and sums on both sides, so the stretch that holds the bound gives the level exactly. A
+sample guesses a floor somewhat below the level; one pass gathers the few entries above the floor and adds up the rest. Where
+the sample misled, the pass is made again, last of all with every entry above the floor.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.find import collect
 from mpisparse.kernels.histogram import Cut, Floats, Split, find_cut
-from mpisparse.kernels.vectors import SMALLEST, Vector, chunks, round_up
+from mpisparse.kernels.passes import BLOCK, gather, scan
+from mpisparse.kernels.threads import PIECE
+from mpisparse.kernels.vectors import SMALLEST, Vector, refuse_bad_entries, round_up
+from mpisparse.sparse import Indices
 
-#: The part of the first guess from which up entries are gathered: low enough to hold the level of most gradients.
-REACH = 1 / 8
+#: Entries looked at, at most about, to guess the level.
+SAMPLE = 1 << 14
 
+#: The part of the guess from which up entries are gathered: low enough that a sample seldom misleads.
+REACH = 0.75
+
+#: Where a sample misled: the part of an upper bound of the level, low enough for the level of most gradients.
+WIDE_REACH = 1 / 8
 
 #: Rescaling by less than this much more than 1 is no longer worth a pass.
 TOLERANCE = 1e-12
 
 
-class _Summary(NamedTuple):
-    largest: float
+class _Upper(NamedTuple):
+    members: Vector
+    """The magnitudes that reach a floor."""
     total: float
+    """The sum of those that do not."""
     squares: float
+    """The sum of the squares of those that do not."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +77,23 @@ class _ExtraVariance:
         return (self.budget + cut.squares) / cut.total
 
 
+#: Makes a law for a share of the vector whose squares add up to a number.
+_LawOf = Callable[[float, float], _ExpectedCount | _ExtraVariance]
+
+
 def level_for_count(vector: Vector, target: float) -> float:
     """Return the level at which the expected number of kept entries is `target`, infinity for a zero vector.
 
     A target of as many entries as are nonzero, or more, gives a level at which all of them are kept.
 
     Args:
-        vector: float32 of shape (numel,), finite.
+        vector: float32 of shape (numel,).
         target: expected entries, above 0.
+
+    Raises:
+        NonFiniteError: an entry is NaN or infinite.
     """
-    summary = _summarize(vector, moments=1)
-    if not summary.largest:
-        return math.inf
-    guess = summary.total / target
-    if guess >= summary.largest:
-        return guess
-    return _search(vector, _ExpectedCount(target), guess)
+    return _search(vector, lambda share, _: _ExpectedCount(target * share))
 
 
 def level_for_variance(vector: Vector, variance: float) -> float:
@@ -89,17 +103,13 @@ def level_for_variance(vector: Vector, variance: float) -> float:
     level, and G2 the squared norm, level = (variance * G2 + T2) / T1.
 
     Args:
-        vector: float32 of shape (numel,), finite.
+        vector: float32 of shape (numel,).
         variance: the paper's epsilon, 0 or more; at 0 every nonzero entry is kept.
+
+    Raises:
+        NonFiniteError: an entry is NaN or infinite.
     """
-    summary = _summarize(vector, moments=2)
-    if not summary.largest:
-        return math.inf
-    guess = (1 + variance) * summary.squares / summary.total
-    # Without a budget the guess can reach a dominant entry by rounding alone, and nothing may be left to chance then.
-    if variance > 0 and guess >= summary.largest:
-        return guess
-    return _search(vector, _ExtraVariance(variance * summary.squares), guess)
+    return _search(vector, lambda _, squares: _ExtraVariance(variance * squares))
 
 
 def level_by_scaling(vector: Vector, target: float, iterations: int) -> float:
@@ -109,17 +119,20 @@ def level_by_scaling(vector: Vector, target: float, iterations: int) -> float:
     `iterations` times. Stopped early, fewer than `target` entries are expected.
 
     Args:
-        vector: float32 of shape (numel,), finite.
+        vector: float32 of shape (numel,).
         target: expected entries, above 0; at most as many as are nonzero are used.
         iterations: rescalings, 0 or more; each costs one pass over the vector.
+
+    Raises:
+        NonFiniteError: an entry is NaN or infinite.
     """
-    summary = _summarize(vector, moments=1)
-    if not summary.largest:
+    total = _split(vector, np.float32(math.inf), moments=1).total
+    if not total:
         return math.inf
     target = min(target, float(np.count_nonzero(vector)))
-    level = summary.total / target
+    level = total / target
     for _ in range(iterations):
-        capped = _gather(vector, round_up(level), moments=1)
+        capped = _split(vector, round_up(level), moments=1)
         places = target - capped.members.size
         # The paper's factor c is level * places / total: done when it is 1, which rounding may miss by a little, and
         # when rounding leaves no places for entries just below the cap.
@@ -129,49 +142,93 @@ def level_by_scaling(vector: Vector, target: float, iterations: int) -> float:
     return level
 
 
-def _search(vector: Vector, law: _ExpectedCount | _ExtraVariance, guess: float) -> float:
-    """Return the level of `law`, which is at most `guess`."""
-    floor = max(np.float32(guess * REACH), SMALLEST)
-    upper = _gather(vector, floor, law.moments)
-    split = Split(np.array(float(upper.members.size)), np.array(upper.total), np.array(upper.squares))
-    if law.holds(np.array(float(floor)), split):
-        return law.level(find_cut(upper.members, law, float(floor), upper.total, upper.squares))
-    members = _gather(vector, SMALLEST, moments=0).members
+def _search(vector: Vector, law_of: _LawOf) -> float:
+    """Return the level of the law that `law_of` makes for this vector."""
+    floor, bounded = _guess(vector, law_of), False
+    while floor > SMALLEST:
+        upper = _split(vector, floor, law_of(1.0, 0.0).moments)
+        squares = upper.squares + float(np.square(upper.members, dtype=np.float64).sum())
+        law = law_of(1.0, squares)
+        split = Split(np.array(float(upper.members.size)), np.array(upper.total), np.array(upper.squares))
+        if law.holds(np.array(float(floor)), split):
+            return law.level(find_cut(upper.members, law, float(floor), upper.total, upper.squares))
+        # As if no entry reached probability 1: never too low.
+        total = upper.total + float(upper.members.sum(dtype=np.float64))
+        bound = 0.0 if bounded else law.level(Cut(math.inf, 0.0, total, squares))
+        floor, bounded = min(np.float32(bound * WIDE_REACH), np.float32(floor / 4)), True
+    members = _split(vector, SMALLEST, moments=0).members
+    if not members.size:
+        return math.inf
+    law = law_of(1.0, float(np.square(members, dtype=np.float64).sum()))
     if isinstance(law, _ExpectedCount):
         law = _ExpectedCount(min(law.target, members.size))
     return law.level(find_cut(members, law))
 
 
-class _Upper(NamedTuple):
-    members: Vector
-    """The magnitudes that reach a floor."""
-    total: float
-    """The sum of those that do not."""
-    squares: float
-    """The sum of the squares of those that do not."""
+def _guess(vector: Vector, law_of: _LawOf) -> np.float32:
+    """Return a magnitude that is likely to lie somewhat below the level; the smallest, when a guess is not worth it."""
+    # An odd stride, so that the sample does not fall in step with rows whose length is a power of two.
+    sample = np.abs(vector[:: (vector.size // SAMPLE) | 1])
+    share = sample.size / max(vector.size, 1)
+    sample = sample[sample > 0]
+    if vector.size < SAMPLE or not sample.size or not np.isfinite(sample).all():
+        return SMALLEST
+    law = law_of(share, float(np.square(sample, dtype=np.float64).sum()))
+    if isinstance(law, _ExpectedCount):
+        law = _ExpectedCount(min(law.target, sample.size))
+    with np.errstate(over="ignore"):
+        return max(np.float32(law.level(find_cut(sample, law)) * REACH), SMALLEST)
 
 
-def _gather(vector: Vector, floor: np.float32, moments: int) -> _Upper:
-    """Return the magnitudes of at least `floor`, and as many sums of the others as `moments` says (0, 1 or 2)."""
-    members, total, squares = [], 0.0, 0.0
-    for _, chunk in chunks(vector):
-        magnitudes = np.abs(chunk)
-        upper = magnitudes >= floor
-        members.append(magnitudes[upper])
-        magnitudes[upper] = 0
-        # Sums of the small entries themselves: all minus the large ones would lose them in the rounding.
-        total += float(magnitudes.sum(dtype=np.float64)) if moments >= 1 else 0.0
-        squares += float(np.square(magnitudes, dtype=np.float64).sum()) if moments >= 2 else 0.0
-    return _Upper(np.concatenate(members), total, squares)
+def _split(vector: Vector, floor: np.float32, moments: int) -> _Upper:
+    """Return the magnitudes of at least `floor`, and as many sums of the others as `moments` says (0, 1 or 2).
+
+    Raises:
+        NonFiniteError: an entry is NaN or infinite.
+    """
+    # Sums of the small entries themselves: all minus the large ones would lose them in the rounding. Piece by piece, so
+    # that the sums are the same on any number of threads.
+    pieces = -(-vector.size // PIECE)
+    totals, squares = np.zeros(pieces), np.zeros(pieces)
+
+    def visit(start: int, stop: int, out: Indices) -> int:
+        places = slice(start // PIECE, -(-stop // PIECE))
+        return int(split_pieces(vector[start:stop], start, floor, moments, totals[places], squares[places], out))
+
+    found = collect(vector.size, max(1024, vector.size // 32), visit)
+    if found.indices is None:
+        found = collect(vector.size, found.number, visit)
+    assert found.indices is not None
+    members = np.abs(gather(vector, found.indices))
+    if not np.isfinite(members).all():
+        refuse_bad_entries(vector)
+    return _Upper(members, float(totals.sum()), float(squares.sum()))
 
 
-def _summarize(vector: Vector, moments: int) -> _Summary:
-    """Return the largest magnitude, the sum of all, and with `moments` 2 the sum of squares."""
-    largest, total, squares = 0.0, 0.0, 0.0
-    for _, chunk in chunks(vector):
-        magnitudes = np.abs(chunk)
-        largest = max(largest, float(magnitudes.max()))
-        total += float(magnitudes.sum(dtype=np.float64))
-        # No dot product: its rounding depends on how many threads the linear algebra library runs.
-        squares += float(np.square(magnitudes, dtype=np.float64).sum()) if moments >= 2 else 0.0
-    return _Summary(largest, total, squares)
+# The sums of a block may be made in any order: that lets them be made several at a time.
+@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def split_pieces(vector, offset, floor, moments, totals, squares, out):
+    """Return how many entries of a span reach `floor` or are NaN, their indices in `out`, with sums of the others.
+
+    Args:
+        vector: float32, contiguous. offset: int64, added to every index. floor: float32. moments: 0, 1 or 2.
+        totals, squares: float64, one a piece: the sums of the magnitudes below `floor`, and of their squares.
+        out: what has no room in it is only counted.
+    """
+    found = 0
+    for piece in range(totals.size):
+        total, square = 0.0, 0.0
+        for start in range(piece * PIECE, min((piece + 1) * PIECE, vector.size), BLOCK):
+            block = vector[start : min(start + BLOCK, vector.size)]
+            if moments >= 1:
+                for i in range(block.size):
+                    magnitude = abs(block[i])
+                    total += np.float64(magnitude if magnitude < floor else np.float32(0))
+            if moments >= 2:
+                for i in range(block.size):
+                    magnitude = abs(block[i])
+                    small = np.float64(magnitude if magnitude < floor else np.float32(0))
+                    square += small * small
+            found = scan(block, offset + start, floor, out, found)
+        totals[piece], squares[piece] = total, square
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.errors import ConfigError
-from mpisparse.sparse import SparseVector
+from mpisparse.kernels.source import Source
 from mpisparse.sparsifiers.base import Sparsifier
 
 Vector = NDArray[np.float32]
@@ -18,25 +18,20 @@ Vector = NDArray[np.float32]
 class Kept(ABC):
     """The state of a memory: a few vectors as long as the gradient, changed in place.
 
-    A step calls, for each bucket that is sparsified, `accumulate` and then exactly one of `sent` and `sent_all`; for
-    tensors that are always dense, `dense` alone. `place` is the slice of the flat buffer.
+    A step asks, for each bucket that is sparsified, for a `source`, selects from it and tells it what was `sent`; or it
+    calls `whole`. For tensors that are always dense it calls `dense` alone. `place` is the slice of the flat buffer.
     """
 
     @abstractmethod
-    def accumulate(self, gradient: Vector, place: slice) -> Vector:
+    def source(self, gradient: Vector, place: slice) -> Source:
         """Return what could be sent: the gradient and what was kept, together.
 
-        The result may be `gradient` itself or a view of this state: select from it before the next call, and never
-        change it.
+        The sum is made by the first look at the source, which changes this state. The gradient is zeros after `sent`.
         """
 
     @abstractmethod
-    def sent(self, sparse: SparseVector, place: slice) -> None:
-        """Note what was sent, as the receivers will decode it: what rounding took away is kept, too."""
-
-    @abstractmethod
-    def sent_all(self, place: slice) -> None:
-        """Note that everything `accumulate` returned was sent exactly."""
+    def whole(self, gradient: Vector, place: slice) -> None:
+        """Change the gradient in place to what is sent when everything is: all that was kept goes with it."""
 
     def dense(self, gradient: Vector, place: slice) -> None:  # noqa: B027 - nothing to do is the common case
         """Change in place a gradient that is always sent whole."""

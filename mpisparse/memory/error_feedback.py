@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mpisparse.kernels.source import Added, Source
 from mpisparse.memory.base import Kept, Memory, Vector, refuse_amplifying
-from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers.base import Sparsifier
 
 
@@ -32,15 +32,11 @@ class _Residual(Kept):
     def __init__(self, numel: int) -> None:
         self.residual = np.zeros(numel, np.float32)
 
-    def accumulate(self, gradient: Vector, place: slice) -> Vector:
-        view = self.residual[place]
-        view += gradient
-        return view
+    def source(self, gradient: Vector, place: slice) -> Source:
+        return Added(self.residual[place], gradient)
 
-    def sent(self, sparse: SparseVector, place: slice) -> None:
-        self.residual[place][sparse.indices] -= sparse.values
-
-    def sent_all(self, place: slice) -> None:
+    def whole(self, gradient: Vector, place: slice) -> None:
+        gradient += self.residual[place]
         self.residual[place] = 0.0
 
     def vectors(self) -> dict[str, Vector]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mpisparse.errors import ConfigError
+from mpisparse.kernels.source import Advanced, Source
 from mpisparse.memory.base import Kept, Memory, Vector, refuse_amplifying
-from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers.base import Sparsifier
 
 
@@ -60,20 +60,25 @@ class _Velocity(Kept):
         self.velocity = np.zeros(numel, np.float32)
         self.accumulated = np.zeros(sparse_numel, np.float32)
 
-    def accumulate(self, gradient: Vector, place: slice) -> Vector:
+    def source(self, gradient: Vector, place: slice) -> Source:
+        options = self.options
+        return Advanced(
+            self.velocity[place],
+            self.accumulated[place],
+            gradient,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            masking=options.masking,
+        )
+
+    def whole(self, gradient: Vector, place: slice) -> None:
         accumulated = self.accumulated[place]
+        # In the order in which a source adds up, so that sending everything entry by entry gives the same bits.
         accumulated += self._advance(gradient, place)
         if self.options.nesterov:
             accumulated += gradient
-        return accumulated
-
-    def sent(self, sparse: SparseVector, place: slice) -> None:
-        self.accumulated[place][sparse.indices] -= sparse.values
-        if self.options.masking:
-            self.velocity[place][sparse.indices] = 0.0
-
-    def sent_all(self, place: slice) -> None:
-        self.accumulated[place] = 0.0
+        gradient[:] = accumulated
+        accumulated[:] = 0.0
 
     def dense(self, gradient: Vector, place: slice) -> None:
         velocity = self._advance(gradient, place)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mpisparse.kernels.source import Forgotten, Source
 from mpisparse.memory.base import Kept, Memory, Vector
-from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers.base import Sparsifier
 
 
@@ -23,13 +23,10 @@ class NoMemory(Memory):
 
 
 class _Nothing(Kept):
-    def accumulate(self, gradient: Vector, place: slice) -> Vector:
-        return gradient
+    def source(self, gradient: Vector, place: slice) -> Source:
+        return Forgotten(gradient)
 
-    def sent(self, sparse: SparseVector, place: slice) -> None:
-        pass
-
-    def sent_all(self, place: slice) -> None:
+    def whole(self, gradient: Vector, place: slice) -> None:
         pass
 
     def vectors(self) -> dict[str, Vector]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from mpisparse.sparsifiers.base import Sparsifier
+from mpisparse.sparsifiers.base import Sparsifier, Tracked
 from mpisparse.sparsifiers.dense import Dense
 from mpisparse.sparsifiers.density import Density, Schedule
 from mpisparse.sparsifiers.gspar import GSpar
 from mpisparse.sparsifiers.schedules import DenseWarmup, Exponential
 from mpisparse.sparsifiers.threshold import Threshold
 from mpisparse.sparsifiers.topk import TopK
+from mpisparse.sparsifiers.tracked import TrackedTopK
 from mpisparse.sparsifiers.uniform import Uniform
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "Sparsifier",
     "Threshold",
     "TopK",
+    "Tracked",
+    "TrackedTopK",
     "Uniform",
 ]

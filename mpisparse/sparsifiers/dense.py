@@ -6,18 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpisparse.kernels.vectors import as_vector, take_all
+from mpisparse.kernels.source import Source
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers.base import Sparsifier, Vector
+from mpisparse.sparsifiers.base import Sparsifier, Tracked
 
 
 @dataclass(frozen=True)
 class Dense(Sparsifier):
     """Sends every entry, zeros too, as it is: the exact baseline, and the rule for short vectors."""
 
-    def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
+    def choose(
+        self, source: Source, generator: np.random.Generator | None, tracked: Tracked | None = None
+    ) -> SparseVector:
         """Return every entry."""
-        return take_all(as_vector(vector))
+        return source.everything()
 
     @property
     def sends_everything(self) -> bool:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from mpisparse import random
 from mpisparse.errors import ConfigError
-from mpisparse.kernels.coins import toss_coins
-from mpisparse.kernels.levels import level_by_scaling, level_for_count, level_for_variance
-from mpisparse.kernels.vectors import LARGEST, as_vector, take_all
+from mpisparse.kernels.source import HostSource, Source
+from mpisparse.kernels.vectors import LARGEST, as_vector
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers.base import Sparsifier, Vector
+from mpisparse.sparsifiers.base import Sparsifier, Tracked, Vector
 from mpisparse.sparsifiers.density import Density, check_density, check_steps, density_at, fixed_density
 
 
@@ -78,22 +77,20 @@ class GSpar(Sparsifier):
         vector = as_vector(vector)
         if self.sends_everything:
             return np.ones(vector.size)
-        return np.minimum(np.abs(vector).astype(np.float64) / float(self._level(vector)), 1.0)
+        return np.minimum(np.abs(vector).astype(np.float64) / float(self._level(HostSource(vector))), 1.0)
 
-    def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
-        """Return a random choice of entries, amplified; see `Sparsifier.select`.
+    def choose(
+        self, source: Source, generator: np.random.Generator | None, tracked: Tracked | None = None
+    ) -> SparseVector:
+        """Return a random choice of entries, amplified.
 
         The result's `magnitude` is set when at least one entry sent had a probability below 1.
         """
-        vector = as_vector(vector)
         if self.sends_everything:
-            return take_all(vector)
-        level = self._level(vector)
-        indices = toss_coins(vector, level, random.generator(0, 0, 0, 0) if generator is None else generator)
-        values = vector[indices]
-        sampled = np.abs(values) < level
-        values[sampled] = np.copysign(level, values[sampled])
-        return SparseVector(indices, values, vector.size, level if sampled.any() else None)
+            return source.everything()
+        level = self._level(source)
+        draws = random.generator(0, 0, 0, 0) if generator is None else generator
+        return source.toss(level, draws, self._expected(source.numel))
 
     def at(self, step: int) -> GSpar:
         """Return the rule in force at optimizer step `step`, its density a number."""
@@ -104,18 +101,15 @@ class GSpar(Sparsifier):
         """Return True at density 1 and at variance 0."""
         return self.density == 1 or self.variance == 0
 
-    def _level(self, vector: Vector) -> np.float32:
+    def _level(self, source: Source) -> np.float32:
         """Return the level as the float32 that is used for the draws and sent."""
-        return np.float32(min(self._exact_level(vector), float(LARGEST)))
+        target = None if self.density is None else fixed_density(self.density) * source.numel
+        level = source.level(target=target, variance=self.variance, iterations=self.iterations)
+        return np.float32(min(level, float(LARGEST)))
 
-    def _exact_level(self, vector: Vector) -> float:
-        if self.variance is not None:
-            return level_for_variance(vector, self.variance)
-        assert self.density is not None  # __post_init__ refuses a rule with neither.
-        target = fixed_density(self.density) * vector.size
-        if self.iterations is not None:
-            return level_by_scaling(vector, target, self.iterations)
-        return level_for_count(vector, target)
+    def _expected(self, numel: int) -> float:
+        """Return about how many entries will be sent: with a variance nobody knows before."""
+        return numel / 64 if self.density is None else fixed_density(self.density) * numel
 
 
 def _check_variance(variance: float) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpisparse.errors import ConfigError
-from mpisparse.kernels.vectors import as_vector, find_at_least, round_up, take
+from mpisparse.kernels.source import Source
+from mpisparse.kernels.vectors import round_up
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers.base import Sparsifier, Vector
+from mpisparse.sparsifiers.base import Sparsifier, Tracked
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ class Threshold(Sparsifier):
                 f"threshold {self.threshold!r} is not above 0 and finite: give a magnitude, such as 0.001"
             )
 
-    def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
-        """Return the entries of at least the threshold; see `Sparsifier.select`. Nothing is random."""
-        vector = as_vector(vector)
-        return take(vector, find_at_least(vector, round_up(self.threshold)))
+    def choose(
+        self, source: Source, generator: np.random.Generator | None, tracked: Tracked | None = None
+    ) -> SparseVector:
+        """Return the entries of at least the threshold. Nothing is random."""
+        floor = round_up(self.threshold)
+        found = source.find(floor, max(1024, source.numel // 64))
+        if found.indices is None:
+            found = source.find(floor, found.number)
+        assert found.indices is not None
+        return source.take(found.indices)

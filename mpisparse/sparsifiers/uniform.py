@@ -8,10 +8,10 @@ import numpy as np
 
 from mpisparse import random
 from mpisparse.errors import NonFiniteError
-from mpisparse.kernels.coins import toss_equal_coins
-from mpisparse.kernels.vectors import as_vector, is_finite, take_all
+from mpisparse.kernels.source import Source
+from mpisparse.kernels.vectors import is_finite
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers.base import Sparsifier, Vector
+from mpisparse.sparsifiers.base import Sparsifier, Tracked, Vector
 from mpisparse.sparsifiers.density import Density, check_density, density_at, fixed_density
 
 
@@ -32,16 +32,16 @@ class Uniform(Sparsifier):
     def __post_init__(self) -> None:
         check_density(self.density)
 
-    def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
-        """Return a random choice of entries, scaled by 1 / density; see `Sparsifier.select`."""
+    def choose(
+        self, source: Source, generator: np.random.Generator | None, tracked: Tracked | None = None
+    ) -> SparseVector:
+        """Return a random choice of entries, scaled by 1 / density."""
         density = fixed_density(self.density)
-        vector = as_vector(vector)
         if self.sends_everything:
-            return take_all(vector)
+            return source.everything()
         draws = random.generator(0, 0, 0, 0) if generator is None else generator
-        indices = toss_equal_coins(vector.size, density, draws)
-        indices = indices[vector[indices] != 0]
-        return SparseVector(indices, _amplify(vector[indices], density), vector.size)
+        kept = source.toss_equal(density, draws)
+        return replace(kept, values=_amplify(kept.values, density))
 
     def at(self, step: int) -> Uniform:
         """Return the rule in force at optimizer step `step`, its density a number."""

@@ -9,18 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpisparse.errors import ConfigError, NonFiniteError
-from mpisparse.kernels.vectors import (
-    CHUNK,
-    LARGEST,
-    SMALLEST,
-    as_vector,
-    chunks,
-    find_at_least,
-    round_up,
-    take,
-    take_all,
-)
-from tests.unit.hard_vectors import Vector, draw, vectors
+from mpisparse.kernels.vectors import CHUNK, as_vector, chunks, round_up, take_all
+from tests.unit.hard_vectors import draw
 
 
 def test_a_float32_vector_is_not_copied() -> None:
@@ -85,25 +75,10 @@ def test_round_up_gives_the_smallest_float32_that_is_not_below(magnitude: float)
     assert float(below) < magnitude
 
 
-@given(vectors(), st.floats(float(SMALLEST), float(LARGEST), width=32))
-def test_find_at_least_names_exactly_the_entries_that_reach_the_floor(vector: Vector, floor: float) -> None:
-    indices = find_at_least(vector, np.float32(floor))
-    assert indices.dtype == np.uint32
-    assert indices.tolist() == [i for i, value in enumerate(vector.tolist()) if abs(value) >= floor]
-
-
-def test_find_at_least_counts_on_across_chunks() -> None:
-    vector = np.zeros(3 * CHUNK, np.float32)
-    places = [0, CHUNK - 1, CHUNK, 3 * CHUNK - 1]
-    vector[places] = -1
-    assert find_at_least(vector, SMALLEST).tolist() == places
-
-
-def test_what_is_taken_is_a_copy() -> None:
+def test_taking_everything_copies() -> None:
     vector = draw(2, 6)
     original = vector.copy()
-    some, everything = take(vector, np.array([1, 4], np.uint32)), take_all(vector)
+    everything = take_all(vector)
     vector[:] = 0
-    assert some.values.tolist() == original[[1, 4]].tolist()
     assert everything.values.tolist() == original.tolist()
     assert everything.indices.tolist() == list(range(6))

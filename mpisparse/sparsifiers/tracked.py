@@ -1,0 +1,81 @@
+"""TrackedTopK: about the largest entries, by a threshold that follows them from step to step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mpisparse.errors import ConfigError
+from mpisparse.kernels.source import Source
+from mpisparse.kernels.vectors import SMALLEST
+from mpisparse.sparse import SparseVector
+from mpisparse.sparsifiers.base import Sparsifier, Tracked
+from mpisparse.sparsifiers.density import Density, check_density, check_steps, density_at, fixed_density
+
+#: How much of a deviation of the count the threshold makes up for: the tails of gradients fall with about the fifth
+#: power of the magnitude where a per cent of them is left.
+_GAIN = 0.2
+
+
+@dataclass(frozen=True)
+class TrackedTopK(Sparsifier):
+    """Sends the exact values of all entries that reach the threshold of the step before, about round(density * numel).
+
+    One pass over the vector a step, where TopK needs a sample and a choice besides. The threshold moves with the count,
+    and the exact one is taken anew, from that step's exact selection, whenever the count leaves the band, and every so
+    many steps. Surprises first:
+
+    - The count is not exact: it stays within the band, and is exact in the steps that take the threshold anew. The run
+      log tells the density that was really sent.
+    - It remembers a threshold a bucket, which is part of the exchange's state; `select`, which has none, is exact.
+    - Zeros are not sent. Biased: keep what is left behind with error feedback.
+    """
+
+    density: Density
+    """Share of entries to send, in (0, 1], or a schedule of it; lower sends less and delays small entries more."""
+    band: float = 0.2
+    """Largest deviation of the count, as a part of what was asked for; a wider band takes fewer exact steps."""
+    every: int = 100
+    """Steps after which the threshold is taken anew at the latest; 0 for never."""
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        check_steps(self.every, "every")
+        number = isinstance(self.band, int | float) and not isinstance(self.band, bool)
+        if not number or not 0 < self.band < 1:
+            raise ConfigError(f"band {self.band!r} is outside (0, 1): give a part of the count, such as 0.2")
+
+    def choose(
+        self, source: Source, generator: np.random.Generator | None, tracked: Tracked | None = None
+    ) -> SparseVector:
+        """Return the entries that reach the tracked threshold, or the exactly largest ones."""
+        density = fixed_density(self.density)
+        if self.sends_everything:
+            return source.everything()
+        count = max(1, round(density * source.numel))
+        tracked = Tracked() if tracked is None else tracked
+        among = None
+        if tracked.threshold:
+            most = math.floor(count * (1 + self.band))
+            found = source.find(max(np.float32(tracked.threshold), SMALLEST), most)
+            tracked.age += 1
+            due = 0 < self.every <= tracked.age
+            if found.indices is not None and found.number >= count * (1 - self.band) and not due:
+                tracked.threshold *= (found.number / count) ** _GAIN
+                return source.take(found.indices)
+            among = found.indices if found.number >= count else None
+        sparse = source.take(source.largest(count, generator, among))
+        tracked.threshold = float(np.abs(sparse.values).min()) if sparse.count else 0.0
+        tracked.age = 0
+        return sparse
+
+    def at(self, step: int) -> TrackedTopK:
+        """Return the rule in force at optimizer step `step`, its density a number."""
+        return replace(self, density=density_at(self.density, step)) if callable(self.density) else self
+
+    @property
+    def sends_everything(self) -> bool:
+        """Return True at density 1."""
+        return self.density == 1
