@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mpisparse.kernels.words import lowest_bit, rises
+from mpisparse.kernels.simd import lowest_bit
+from mpisparse.kernels.words import rises
 
 
 @njit(nogil=True, cache=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from mpisparse.kernels.words import lowest_bit
+from mpisparse.kernels.simd import lowest_bit
 
 #: The largest parameter. Low bits and what is left of a word then fit 64 bits.
 LARGEST = 56

@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
-
-
-@intrinsic
-def lowest_bit(typing: Any, word: Any) -> Any:
-    """Return the place of the lowest bit that is set in a uint64 that is not 0."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(64), [ir.IntType(64), ir.IntType(1)])
-        count = builder.module.declare_intrinsic("llvm.cttz", [ir.IntType(64)], kind)
-        return builder.call(count, [args[0], ir.Constant(ir.IntType(1), 1)])
-
-    return types.uint64(types.uint64), generate
 
 
 def from_bytes(section: Bytes) -> Words:
