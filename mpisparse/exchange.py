@@ -118,7 +118,7 @@ class GradientExchange:
             selected = rule.choose(source, generator, self.tracked[bucket.index])
         with self.phases("encode"):
             message = wire.encode(selected, self.wire, step=self.step, bucket=bucket.index, rank=rank)
-            decoded = selected if self.wire.exact else wire.decode(message)
+            decoded = wire.rounded(selected, self.wire)
         with self.phases("sparsify"):
             source.sent(decoded)
         return message

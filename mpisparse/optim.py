@@ -17,7 +17,7 @@ from mpisparse.comm import Communicator, agreed, require_same, world
 from mpisparse.errors import ConfigError, MpiSparseError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
-from mpisparse.memory import Memory, default_memory
+from mpisparse.memory import Memory, NoMemory, default_memory
 from mpisparse.phases import Phases
 from mpisparse.preflight import NonFinite, clear_for_exchange
 from mpisparse.replicas import broadcast_tensor, require_same_model
@@ -329,6 +329,12 @@ def _check_options(
     if wire.values == "hybrid" and not sparsifier.shares_magnitude:
         raise ConfigError(
             f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"
+        )
+    if wire.values == "sign" and isinstance(memory, NoMemory) and not sparsifier.sends_everything:
+        raise ConfigError(
+            f"wire values sign send every entry of {sparsifier!r} with the mean magnitude of all, and {memory!r} keeps "
+            "nothing of the difference, so that the gradient would be biased for good: use ErrorFeedback or "
+            "MomentumCorrection, or other wire values"
         )
     memory.check(sparsifier, optimizer.param_groups)
 

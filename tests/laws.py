@@ -100,7 +100,7 @@ def train(comm: Communicator, model: nn.Module, optimizer: torch.optim.Optimizer
 def law_conservation(comm: Communicator) -> None:
     """What went in equals what was applied plus what the residuals hold, per coordinate."""
     for layout in LAYOUTS:
-        for values in ("float32", "bfloat16", "float16"):
+        for values in ("float32", "bfloat16", "float16", "sign"):
             model = Net()
             optimizer = wrap(comm, model, ms.TopK(density=0.05), wire=ms.Wire(values), layout=layout)
             numel = optimizer.flat.buffer.numel()

@@ -68,7 +68,7 @@ def build_optimizer(
         model,
         sparsifier=sparsifier,
         memory=build_memory(config.memory, sparsifier),
-        wire=Wire(exchange.values),
+        wire=Wire(exchange.values, exchange.indices, exchange.gigabits),
         layout=Layout(
             granularity=exchange.granularity,
             bucket_mib=exchange.bucket_mib,

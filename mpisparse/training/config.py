@@ -12,6 +12,7 @@ import torch
 from pydantic import ConfigDict, Field, PositiveInt, model_validator
 
 from mpisparse.training.section import DurationField, Section, unknown_key
+from mpisparse.wire import IndexCoding, ValueCoding
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -298,6 +299,8 @@ class Exchange(Section):
     values: value coding of messages.
     dense: how whole tensors are averaged: "pieces" gives the same bits on every MPI, "bfloat16" rounds them and halves
         their bytes, "allreduce" is the library's own.
+    indices: index coding of messages.
+    gigabits: speed of the network in Gbit/s, from which indices "auto" judges what bytes are worth.
     nonfinite: what to do when a gradient holds NaN or infinity.
     """
 
@@ -305,8 +308,10 @@ class Exchange(Section):
     bucket_mib: Annotated[float, Field(gt=0)] = 25.0
     dense_vectors: bool = True
     dense_below: Annotated[int, Field(ge=0)] = 0
-    values: Literal["auto", "float32", "bfloat16", "float16", "hybrid"] = "auto"
     dense: Literal["pieces", "bfloat16", "allreduce"] = "pieces"
+    values: ValueCoding = "auto"
+    indices: IndexCoding = "auto"
+    gigabits: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     nonfinite: Literal["raise", "skip"] = "raise"
 
 

@@ -2,6 +2,17 @@
 
 from mpisparse.wire.header import SIZE as HEADER_SIZE
 from mpisparse.wire.header import Expectation
-from mpisparse.wire.message import ValueCoding, Wire, decode, encode
+from mpisparse.wire.indices import IndexCoding
+from mpisparse.wire.message import ValueCoding, Wire, decode, encode, rounded, warm_up
 
-__all__ = ["HEADER_SIZE", "Expectation", "ValueCoding", "Wire", "decode", "encode"]
+__all__ = [
+    "HEADER_SIZE",
+    "Expectation",
+    "IndexCoding",
+    "ValueCoding",
+    "Wire",
+    "decode",
+    "encode",
+    "rounded",
+    "warm_up",
+]

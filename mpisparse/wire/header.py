@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +15,26 @@ from mpisparse.errors import WireError
 Bytes = NDArray[np.uint8]
 
 MAGIC = b"MSPV"
-VERSION = 1
-#: magic, version, index coding, value coding, reserved, step, numel, count, bucket, rank, body bytes, checksum
-_LAYOUT = struct.Struct("<4sBBBxQQQIIII")
+#: What is written, and what can be read.
+VERSION = 2
+READABLE = (1, 2)
+#: magic, version, index coding, value coding, index parameter, step, numel, count, bucket, rank, body bytes, checksum
+_LAYOUT = struct.Struct("<4sBBBBQQQIIII")
 SIZE = _LAYOUT.size
 _CHECKSUM = struct.Struct("<I")
+_CHECKSUM_AT = SIZE - _CHECKSUM.size
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a message says of itself."""
+class Header(NamedTuple):
+    """What a message says of itself, in the order of its bytes."""
 
+    version: int
     index_coding: int
     value_coding: int
+    parameter: int
     step: int
     numel: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method, which no reader of headers needs
     bucket: int
     rank: int
     body: int
@@ -45,17 +50,16 @@ class Expectation:
     numel: int
 
 
+def check_body(size: int) -> None:
+    """Raise WireError if a body of `size` bytes is longer than a header can say."""
+    if size >= 2**32:
+        raise WireError(f"a message body of {size} bytes is over the limit of 4 GiB: use smaller buckets")
+
+
 def write(header: Header, message: Bytes) -> None:
     """Fill in the first `SIZE` bytes of `message`, whose body is in place, ending in the checksum of all the rest."""
-    if not 0 <= header.body < 2**32:
-        raise WireError(f"a message body of {header.body} bytes is over the limit of 4 GiB: use smaller buckets")
-    # fmt: off
-    _LAYOUT.pack_into(
-        message.data, 0, MAGIC, VERSION, header.index_coding, header.value_coding,
-        header.step, header.numel, header.count, header.bucket, header.rank, header.body, 0,
-    )
-    # fmt: on
-    _CHECKSUM.pack_into(message.data, SIZE - 4, _checksum(message))
+    _LAYOUT.pack_into(message.data, 0, MAGIC, *header, 0)
+    _CHECKSUM.pack_into(message.data, _CHECKSUM_AT, _checksum(message.data))
 
 
 def read(message: Bytes, expected: Expectation | None = None) -> Header:
@@ -66,27 +70,30 @@ def read(message: Bytes, expected: Expectation | None = None) -> Header:
     """
     if message.size < SIZE:
         raise WireError(f"the message has {message.size} bytes, fewer than the header's {SIZE}: it was truncated")
-    magic, version, index_coding, value_coding, *rest, checksum = _LAYOUT.unpack_from(message.data)
-    header = Header(index_coding, value_coding, *rest)
+    magic, *fields, checksum = _LAYOUT.unpack_from(message.data)
+    header = Header(*fields)
     if magic != MAGIC:
         raise WireError(f"the message starts with {magic!r} instead of {MAGIC!r}: it does not come from mpisparse")
-    if version != VERSION:
+    if header.version not in READABLE:
         raise WireError(
-            f"the message is of wire format {version}, this is format {VERSION}: run the same mpisparse on all ranks"
+            f"the message is of wire format {header.version}, this is format {VERSION}: run the same mpisparse on all "
+            "ranks"
         )
     if message.size != SIZE + header.body:
         raise WireError(f"the message has {message.size} bytes, its header says {SIZE + header.body}: it was cut short")
-    found = _checksum(message)
+    found = _checksum(message.data)
     if found != checksum:
         raise WireError(f"the message's checksum is {found:#010x}, its header says {checksum:#010x}: it was damaged")
+    if header.count > header.numel:
+        raise WireError(f"{header.count} entries are announced in a vector of {header.numel}")
     if expected is not None:
         _check_expected(header, expected)
     return header
 
 
-def _checksum(message: Bytes) -> int:
+def _checksum(message: memoryview) -> int:
     """Return the CRC-32 of everything but the checksum itself."""
-    return zlib.crc32(message[SIZE:].data, zlib.crc32(message[: SIZE - 4].data))
+    return zlib.crc32(message[SIZE:], zlib.crc32(message[:_CHECKSUM_AT]))
 
 
 def _check_expected(header: Header, expected: Expectation) -> None:

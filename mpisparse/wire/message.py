@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.errors import ConfigError, WireError
-from mpisparse.sparse import SparseVector
+from mpisparse.sparse import Indices, SparseVector, index_dtype
 from mpisparse.wire import header as headers
-from mpisparse.wire import hybrid, indices, values
+from mpisparse.wire import hybrid, indices, values, version1
 from mpisparse.wire.header import Expectation, Header
+from mpisparse.wire.indices import IndexCoding
 
 Bytes = NDArray[np.uint8]
-ValueCoding = Literal["auto", "float32", "bfloat16", "float16", "hybrid"]
+ValueCoding = Literal["auto", "float32", "bfloat16", "float16", "sign", "hybrid"]
 
-_PLAIN = {"float32": values.FLOAT32, "bfloat16": values.BFLOAT16, "float16": values.FLOAT16}
+_PLAIN = {
+    "float32": values.FLOAT32,
+    "bfloat16": values.BFLOAT16,
+    "float16": values.FLOAT16,
+    "sign": values.SIGN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +31,25 @@ class Wire:
     """How messages are written.
 
     values: "float32" is exact; "bfloat16" and "float16" halve the values' bytes, and the rounding error stays in the
-        residual where there is one; "auto" and "hybrid" write GSpar's sampled entries as index and sign
-        alone, exactly, and vectors without a shared magnitude as float32; "hybrid" says that one is expected.
+        residual where there is one; "sign" sends one bit an entry and the mean magnitude of all, which is biased: only
+        for memories that keep a residual; "auto" and "hybrid" write GSpar's sampled entries as signs, exactly, and
+        vectors without a shared magnitude as float32; "hybrid" says that one is expected.
+    indices: "raw" (4 bytes an index), "rice" (near the entropy), "blocks" (about 1.4 bytes at a density of 1 %, and
+        faster), "bitmap" (one bit a position), or "auto": for each message the one that costs least time.
+    gigabits: speed of the network in Gbit/s, for "auto": the faster it is, the simpler the coding.
     """
 
     values: ValueCoding = "auto"
+    indices: IndexCoding = "auto"
+    gigabits: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.values not in ("auto", "hybrid", *_PLAIN):
-            raise ConfigError(f"wire values {self.values!r} do not exist: use auto, hybrid, {', '.join(_PLAIN)}")
+        if self.values not in get_args(ValueCoding):
+            raise ConfigError(f"wire values {self.values!r} do not exist: use {', '.join(get_args(ValueCoding))}")
+        if self.indices not in get_args(IndexCoding):
+            raise ConfigError(f"wire indices {self.indices!r} do not exist: use {', '.join(get_args(IndexCoding))}")
+        if not 0 < self.gigabits < float("inf"):
+            raise ConfigError(f"wire gigabits {self.gigabits!r} is no speed: give Gbit/s, above 0")
 
     @property
     def exact(self) -> bool:
@@ -45,23 +61,28 @@ def encode(sparse: SparseVector, wire: Wire = Wire(), *, step: int = 0, bucket: 
     """Return the message that holds `sparse`, uint8.
 
     Args:
-        sparse: indices must rise strictly and values must be finite, which is not checked again here.
+        sparse: values must be finite, which is not checked again here.
         wire: how to write it.
         step: optimizer step, bucket: index of the bucket, rank: who sends; receivers check all three.
 
     Raises:
-        WireError: a value does not fit the value coding, or the coding does not fit the vector.
+        WireError: indices do not rise strictly below numel, a value does not fit the value coding, or the vector is too
+            long for the format.
     """
-    index_coding = indices.coding(sparse.numel)
-    if wire.values in ("auto", "hybrid") and sparse.magnitude is not None:
-        value_coding, *parts = hybrid.encode(sparse)
-    else:
-        value_coding = _PLAIN.get(wire.values, values.FLOAT32)
-        parts = [indices.encode(sparse.indices), values.encode(sparse.values, value_coding)]
-    body = sum(part.size for part in parts)
+    numel, count = sparse.numel, sparse.count
+    if numel > indices.LARGEST_NUMEL:
+        raise WireError(f"a vector of {numel} entries is over the limit of 2**62: use smaller buckets")
+    chosen: Indices = np.ascontiguousarray(sparse.indices, index_dtype(numel))
+    how = indices.plan(chosen, numel, wire.indices, wire.gigabits)
+    split = _split(sparse, wire)
+    value_coding = hybrid.HYBRID if split else _PLAIN.get(wire.values, values.FLOAT32)
+    body = how.size + (split.size if split else values.size(value_coding, count))
+    headers.check_body(body)
+    parts = hybrid.encode(sparse, split) if split else values.encode(sparse.values, value_coding)
     message = np.empty(headers.SIZE + body, np.uint8)
-    np.concatenate(parts, out=message[headers.SIZE :])
-    headers.write(Header(index_coding, value_coding, step, sparse.numel, sparse.count, bucket, rank, body), message)
+    np.concatenate((*indices.encode(chosen, numel, how), *parts), out=message[headers.SIZE :])
+    fields = (how.coding, value_coding, how.parameter, step, numel, count, bucket, rank, body)
+    headers.write(Header(headers.VERSION, *fields), message)
     return message
 
 
@@ -69,24 +90,61 @@ def decode(message: Bytes | bytes, expected: Expectation | None = None) -> Spars
     """Return the vector that `message` holds, sharing no memory with it.
 
     Args:
-        message: uint8 of one dimension, or bytes.
+        message: uint8 of one dimension, or bytes; of wire format 2, or 1.
         expected: what the receiver knows of the message; without it, only the message's own consistency is checked.
 
     Raises:
         WireError: the message is damaged, truncated, stale or foreign.
     """
-    if isinstance(message, bytes | bytearray | memoryview):
+    if not isinstance(message, np.ndarray):
         message = np.frombuffer(message, np.uint8)
     header = headers.read(message, expected)
-    body = message[headers.SIZE :]
-    if header.index_coding != indices.coding(header.numel):
-        raise WireError(f"index coding {header.index_coding} does not fit a vector of {header.numel} entries")
-    if header.count > header.numel:
-        raise WireError(f"{header.count} entries are announced in a vector of {header.numel}")
-    if header.value_coding in (hybrid.LIST, hybrid.SYMBOLS):
-        return hybrid.decode(body, header.value_coding, header.numel, header.count)
-    cut = header.count * indices.width(header.index_coding)
-    if body.size != cut + header.count * values.width(header.value_coding):
-        raise WireError(f"{header.count} entries are announced, but the body has {body.size} bytes")
-    chosen = indices.decode(body[:cut], header.index_coding, header.numel)
-    return SparseVector(chosen, values.decode(body[cut:], header.value_coding), header.numel)
+    body, numel, count = message[headers.SIZE :], header.numel, header.count
+    if header.version == 1:
+        return version1.decode(header, body)
+    if numel > indices.LARGEST_NUMEL:
+        raise WireError(f"a vector of {numel} entries is announced, and the limit is 2**62")
+    chosen, used = indices.decode(body, header.index_coding, header.parameter, numel, count)
+    magnitude: np.float32 | None
+    if header.value_coding == hybrid.HYBRID:
+        found, magnitude = hybrid.decode(body[used:], count)
+    else:
+        found, magnitude = values.decode(body[used:], header.value_coding, count)
+    return SparseVector(chosen, found, numel, magnitude)
+
+
+def rounded(sparse: SparseVector, wire: Wire) -> SparseVector:
+    """Return what receivers will decode from `encode(sparse, wire)`: the same indices and values, bit for bit.
+
+    That is `sparse` itself where the wire is exact; otherwise the indices are shared with it. Costs a pass over the
+    values, and no coding of indices.
+
+    Raises:
+        WireError: a value does not fit the value coding.
+    """
+    if wire.exact:
+        return sparse
+    if wire.values == "sign":
+        magnitude = values.mean_magnitude(sparse.values)
+        found = np.copysign(magnitude, sparse.values)
+        return SparseVector(sparse.indices, found, sparse.numel, magnitude if magnitude > 0 else None)
+    coding = _PLAIN[wire.values]
+    found, _ = values.decode(np.concatenate(values.encode(sparse.values, coding)), coding, sparse.count)
+    return SparseVector(sparse.indices, found, sparse.numel)
+
+
+def warm_up() -> None:
+    """Compile what coding needs, so that the first step does not wait for it: a tiny vector, in every coding."""
+    numel = 4 * 256
+    chosen = np.concatenate((np.arange(40), np.arange(512, numel, 50))).astype(np.uint32)
+    sparse = SparseVector(chosen, np.ones(chosen.size, np.float32), numel)
+    for coding in get_args(IndexCoding):
+        decode(encode(sparse, Wire(indices=coding)))
+
+
+def _split(sparse: SparseVector, wire: Wire) -> hybrid.Split | None:
+    """Return the parts of the hybrid form, or None where it is not asked for, not possible or not shorter."""
+    if sparse.magnitude is None or wire.values not in ("auto", "hybrid"):
+        return None
+    split = hybrid.split(sparse, wire.indices, wire.gigabits)
+    return split if split.size < values.size(values.FLOAT32, sparse.count) else None

@@ -216,6 +216,12 @@ def test_a_state_of_another_memory_is_refused() -> None:
         without.load_state_dict(with_residual.state_dict())
 
 
+def test_signs_are_accepted_where_their_error_is_kept_and_where_none_are_sent() -> None:
+    for sparsifier in (ms.TopK(0.1), ms.Dense()):
+        model = Odd()
+        ms.DistributedOptimizer(sgd(model), model, sparsifier=sparsifier, wire=ms.Wire("sign"), comm=solo())
+
+
 def test_wrong_uses_are_refused_with_the_way_out() -> None:
     model = Odd()
     wrapped = ms.DistributedOptimizer(sgd(model), model, comm=solo())
@@ -229,6 +235,12 @@ def test_wrong_uses_are_refused_with_the_way_out() -> None:
                 sgd(model), model, sparsifier=ms.TopK(0.1), wire=ms.Wire("hybrid"), comm=solo()
             ),
             "hybrid",
+        ),
+        (
+            lambda: ms.DistributedOptimizer(
+                sgd(model), model, sparsifier=ms.TopK(0.1), memory=ms.NoMemory(), wire=ms.Wire("sign"), comm=solo()
+            ),
+            "use ErrorFeedback or MomentumCorrection",
         ),
         (lambda: ms.DistributedOptimizer(sgd(model), model, dense="ring", comm=solo()), "pieces, bfloat16, allreduce"),
         (lambda: ms.DistributedOptimizer(torch.optim.SGD(frozen.parameters()), frozen, comm=solo()), "nothing to"),
