@@ -99,6 +99,9 @@ class FlatGradients:
         self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
         #: True when autograd has finished a gradient that no exchange has averaged.
         self.fresh = False
+        #: Called with a slot's number when autograd has finished its gradient and it is in the buffer.
+        self.on_final: Callable[[int], None] | None = None
+        self._numbers = {id(slot.parameter): number for number, slot in enumerate(self.slots)}
         for slot in self.slots:
             slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
 
@@ -149,19 +152,36 @@ class FlatGradients:
         """Return the name of the parameter that holds entry `index` of the buffer."""
         return next(slot.name for slot in self.slots if slot.start <= index < slot.stop)
 
-    def first_bad_entry(self) -> int | None:
-        """Return the place of the first NaN or infinity, or None: one pass, as a finite sum proves that all is well."""
-        if np.isfinite(float(self.buffer.sum())):
+    def first_bad_entry(self, place: slice = slice(None)) -> int | None:
+        """Return the place of the first NaN or infinity, or None: one pass, as a finite sum proves that all is well.
+
+        Args:
+            place: where to look; the result counts from the start of the buffer all the same.
+        """
+        if np.isfinite(float(self.buffer[place].sum())):
             return None
-        bad = np.flatnonzero(~np.isfinite(self.vector))
-        return int(bad[0]) if bad.size else None
+        bad = np.flatnonzero(~np.isfinite(self.vector[place]))
+        return int(bad[0]) + (place.start or 0) if bad.size else None
+
+    def mark(self, number: int) -> tuple[int, int] | None:
+        """Return what changes when a slot's gradient is replaced, or changed in place outside the buffer."""
+        slot = self.slots[number]
+        grad = slot.parameter.grad
+        if grad is None:
+            return None
+        if grad.is_sparse:
+            return id(grad), grad._version
+        outside = grad.data_ptr() != self._views[id(slot.parameter)].data_ptr()
+        return grad.data_ptr(), grad._version if outside else 0
 
     @torch.no_grad()
     def _finished(self, parameter: Tensor) -> None:
         """Take in a gradient that autograd has finished."""
         self.fresh = True
-        if _can_alias(parameter):
+        if _can_alias(parameter) or self.on_final is not None:
             self._adopt(parameter)
+        if self.on_final is not None:
+            self.on_final(self._numbers[id(parameter)])
 
     def _adopt(self, parameter: Tensor) -> None:
         """Copy a gradient that autograd or the user made elsewhere into its slice; make it a view where it can be."""

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from time import perf_counter_ns
+from typing import Any, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mpisparse.collectives import DENSE_MEANS, Allgatherv
-from mpisparse.comm import Communicator, agreed, require_same, world
-from mpisparse.errors import ConfigError, MpiSparseError
+from mpisparse.collectives import DENSE_MEANS, Allgatherv, Flights
+from mpisparse.comm import Communicator, agreed, gather_json, require_same, world
+from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
 from mpisparse.memory import Memory, default_memory
+from mpisparse.overlap import Choice, Overlap, Sender
 from mpisparse.phases import Phases
-from mpisparse.preflight import NonFinite, clear_for_exchange
-from mpisparse.replicas import broadcast_tensor, require_same_model
+from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange, share_ahead
+from mpisparse.replicas import broadcast_tensor, named_parameters, options_of, require_same_model, state_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
 
@@ -38,6 +41,8 @@ class DistributedOptimizer(Optimizer):
     - Gradients add up over several `backward` calls, and are exchanged once: `no_sync` only guards against stepping.
     - The mean is over ranks. Where ranks hold different numbers of samples, give `samples=` and it is over samples.
     - With a GradScaler, a step that overflowed on any rank is skipped on all; each rank keeps a scale of its own.
+    - With `overlap`, messages leave while `backward` runs: only the last one of a step may be outside `no_sync`, what
+      changes gradients goes between `synchronize` and `step`, and a backward pass cannot be thrown away.
     - `state_dict` adds this rank's memory under the key "mpisparse": save it on every rank. `load_state_dict` also
       takes a plain optimizer's state.
 
@@ -50,6 +55,9 @@ class DistributedOptimizer(Optimizer):
         layout: what is selected from as one, and which tensors are never sparsified.
         dense: how whole vectors are averaged: "pieces" (same bits on any MPI) or "allreduce" (the library's own).
         nonfinite: "raise" or "skip" (on all ranks) when a gradient holds NaN or infinity.
+        overlap: "on" sends buckets while `backward` still runs, "off" does not, "auto" tries both and stays with the
+            faster; the results are the same bits. See the user guide.
+        say: takes the line that tells how "auto" decided, on rank 0; printed on standard error by default.
         seed: seed of the random choices, the same on all ranks.
         comm: the ranks; those that the launcher started by default.
         phases: where to add up times.
@@ -73,6 +81,8 @@ class DistributedOptimizer(Optimizer):
         layout: Layout | None = None,
         dense: str = "pieces",
         nonfinite: NonFinite = "raise",
+        overlap: Overlap = "auto",
+        say: Callable[[str], None] | None = None,
         seed: int = 0,
         comm: Communicator | None = None,
         phases: Phases | None = None,
@@ -83,18 +93,26 @@ class DistributedOptimizer(Optimizer):
         self.comm = (comm or world()).duplicate()
         with agreed(self.comm):
             _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
+            _check_overlap(overlap, nonfinite, self.comm.thread_level)
         self.phases = phases or Phases()
         self.skipped = 0
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
+        #: Seconds that messages of the last exchange were in the air while this rank computed.
+        self.hidden_seconds = 0.0
         self._nonfinite = nonfinite
         self._synchronized = False
         self._skip = False
         self._accumulating = False
-        parameters = _named_parameters(optimizer, model)
+        #: How many samples `expect` announced; missing when it was not called in this step.
+        self._expected: list[int | None] = []
+        parameters = named_parameters(optimizer, model)
         replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
         require_same_model(self.comm, replicated)
-        require_same(self.comm, "the optimizers", [type(optimizer).__name__, *_options(optimizer), *_state(optimizer)])
+        require_same(
+            self.comm, "the optimizers", [type(optimizer).__name__, *options_of(optimizer), *state_of(optimizer)]
+        )
         options = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
+        options.append(f"overlap={overlap!r}")
         # A schedule may be a plain function, whose repr has an address in it that differs between ranks.
         require_same(self.comm, "the settings", [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in options])
         for tensor in {id(tensor): tensor for _, tensor in replicated}.values():
@@ -112,6 +130,25 @@ class DistributedOptimizer(Optimizer):
             phases=self.phases,
             seed=seed,
         )
+        self._prepare_overlap(overlap, layout, say)
+
+    def expect(self, *, samples: int | None = None) -> None:
+        """Announce, before the last `backward` of a step, how many samples stand behind this rank's gradient.
+
+        Collective. Needed where messages leave during `backward` and ranks hold different numbers of samples, as the
+        weight of a gradient has to be known before it is sent. Costs nothing in steps that do not overlap.
+        `synchronize` and `step` need no `samples` then.
+
+        Args:
+            samples: a count on all ranks, or None on all for equally many; may be 0.
+        """
+        _check_samples(samples)
+        if self._sender.has_begun:
+            raise MpiSparseError("expect() after messages were sent: call it before the last backward() of a step")
+        self._expected = [samples]
+        if self._sender.active:
+            with self.phases("agree"):
+                self._sender.share = share_ahead(self.comm, self.exchange.step, samples)
 
     def synchronize(self, *, samples: int | None = None) -> None:
         """Exchange the gradients now, so that they can be looked at or clipped before `step`. Collective.
@@ -139,6 +176,8 @@ class DistributedOptimizer(Optimizer):
                 result = closure()
         # GradScaler sets these two around its call.
         scale, scaled = getattr(self, "grad_scale", None), hasattr(self, "found_inf")
+        if scaled:
+            self._refuse_scaler()
         if not self._synchronized:
             self._synchronize(samples, "skip" if scaled else self._nonfinite, scale)
         elif scale is not None:
@@ -154,11 +193,13 @@ class DistributedOptimizer(Optimizer):
             if not self._skip:
                 self.optimizer.step()
         self._synchronized = self._skip = False
+        self._choice.step_ended(counts=self._had_messages)
+        self._follow_choice()
         return result
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Mark a block whose backward passes only add to the gradients; `step` comes after it."""
+        """Mark a block whose backward passes only add to the gradients: none of them is the last before `step`."""
         if self._accumulating:
             raise MpiSparseError("no_sync() inside no_sync(): one is enough")
         self._accumulating = True
@@ -168,7 +209,18 @@ class DistributedOptimizer(Optimizer):
             self._accumulating = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, as the wrapped optimizer does, and forget a `synchronize` that no step followed."""
+        """Reset all gradients, as the wrapped optimizer does, and forget a `synchronize` that no step followed.
+
+        Raises:
+            MpiSparseError: a backward pass was to be thrown away whose messages are on their way. Nothing changes then.
+        """
+        self._sender.refuse_if_broken()
+        if self._sender.has_begun:
+            raise MpiSparseError(
+                "zero_grad() after backward(), whose messages are on their way to the other ranks, and memories count "
+                "them as sent: call step() first. Backward passes that no step follows belong in no_sync()"
+            )
+        self._sender.start_afresh()
         self.optimizer.zero_grad(set_to_none)
         self._synchronized = self._skip = False
 
@@ -177,36 +229,136 @@ class DistributedOptimizer(Optimizer):
             raise MpiSparseError(
                 "synchronize() twice without step() or zero_grad() between: the gradients are averaged"
             )
-        if samples is not None and (not isinstance(samples, int) or samples < 0):
-            raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
+        sender = self._sender
+        sender.refuse_if_broken()
+        _check_samples(samples)
+        overlaps, news = sender.active, self._news(samples)
         with self.phases("compute"):
             present = self.flat.collect()
             self._refuse_strangers()
             if scale is not None:
                 self.flat.buffer /= float(scale)
-        with self.phases("agree"):
-            clearance = clear_for_exchange(
-                self.comm,
-                self.flat,
-                present,
-                step=self.exchange.step,
-                samples=samples,
-                options=_options(self.optimizer),
-                nonfinite=nonfinite,
-            )
+        if overlaps:
+            sender.send_rest()
+        moment = perf_counter_ns()
+        clearance = self._clear(
+            present, samples if samples is not None or not self._expected else self._expected[0], nonfinite, news
+        )
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
+        self._expected, self._overlapped, self._had_messages = [], overlaps, bool(self.exchange.sparse_buckets())
         if clearance.skip:
             self.skipped += 1
             self.traffic = self.exchange.no_traffic()
             self.flat.clear()
+            sender.start_afresh()
             return
         if clearance.share != 1.0:
-            self.flat.buffer *= clearance.share
+            self.flat.buffer[self.flat.sparse_numel if overlaps else 0 :] *= clearance.share
         untouched = self.exchange.changes_nothing and scale is None
-        self.traffic = self.exchange.average()
+        self._average(overlaps)
+        self.hidden_seconds = sender.seconds_before(moment)
+        sender.start_afresh()
+        sender.share = 1.0
         if not untouched:
             with self.phases("apply"):
                 self.flat.publish(clearance.present)
+
+    def _average(self, overlaps: bool) -> None:
+        try:
+            self.traffic = self.exchange.average(self._sender.received() if overlaps else None)
+        except MpiSparseError:
+            self._sender.break_off(all_have_sent=False)
+            raise
+
+    def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
+        """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
+        sender, overlaps = self._sender, News.OVERLAPS in news
+        if sender.failure is not None:
+            news |= News.FAILED
+        with self.phases("agree"):
+            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel, None) if overlaps else slice(None))
+            try:
+                clearance = clear_for_exchange(
+                    self.comm,
+                    self.flat,
+                    present,
+                    step=self.exchange.step,
+                    samples=samples,
+                    options=options_of(self.optimizer),
+                    nonfinite=nonfinite,
+                    bad_entry=bad if sender.bad_entry is None else sender.bad_entry,
+                    news=news,
+                )
+                if News.FAILED in clearance.news:
+                    self.exchange.collective.raise_everywhere(sender.failure)
+            except MpiSparseError as error:
+                sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
+                raise
+        self._reconsider(clearance.news)
+        return clearance
+
+    # Overlap ----------------------------------------------------------------------------------------------------------
+
+    def _prepare_overlap(self, mode: Overlap, layout: Layout, say: Callable[[str], None] | None) -> None:
+        """Set up what sends messages early. Collective."""
+        limit = int(layout.bucket_mib * 2**20 / 4)
+        self._sender = Sender(self.exchange, None, limit)
+        self._choice = Choice(mode, self.comm, say)
+        self._overlapped = self._had_messages = False
+        if mode == "auto":
+            nothing = len(self._sender.groups) < 2 or isinstance(self.exchange.sparsifier, Dense)
+            if nothing or self.comm.size == 1 or self._nonfinite == "skip":
+                self._choice.settle(False)
+            elif (levels := gather_json(self.comm, self.comm.thread_level)) != ["multiple"] * self.comm.size:
+                self._choice.settle(False, f"MPI's thread level is {min(levels)}, and a thread has to move messages")
+        if self._choice.overlaps or not self._choice.settled:
+            self._sender.flights = Flights(self.comm)
+        self._follow_choice()
+
+    def _follow_choice(self) -> None:
+        """Have the next step do what was chosen; watch gradients as long as that may be to overlap."""
+        self._sender.wanted = self._choice.overlaps
+        watches = self._choice.overlaps or not self._choice.settled
+        self.flat.on_final = self._final if watches else None
+
+    def _final(self, number: int) -> None:
+        if not self._synchronized:
+            self._sender.final(number, last=not self._accumulating)
+
+    def _news(self, samples: int | None) -> News:
+        """Return what the other ranks have to know of this step. To be asked before gradients are collected."""
+        sender = self._sender
+        return (
+            (News.OVERLAPS if sender.active else News(0))
+            | (News.UNANNOUNCED if samples is not None and not self._expected else News(0))
+            | (News.RECOUNTED if samples is not None and self._expected not in ([], [samples]) else News(0))
+            | (News.CHANGED if sender.gradients_changed() else News(0))
+            | (News.REPEATED if sender.repeated else News(0))
+        )
+
+    def _reconsider(self, news: News) -> None:
+        """Give up trying to overlap where a program does what would fail then. All ranks hold the same news."""
+        reasons = {
+            News.CHANGED: "as gradients are changed between backward() and the exchange",
+            News.REPEATED: "as backward passes add up outside no_sync()",
+            News.UNANNOUNCED: "as samples= come after backward(): announce them before it, with expect(samples=)",
+        }
+        for word, reason in reasons.items():
+            if word in news and not self._choice.settled:
+                self._choice.settle(False, reason)
+
+    def _refuse_while_in_the_air(self, what: str) -> None:
+        if self._sender.has_begun and not self._sender.broken:
+            raise MpiSparseError(f"{what} after backward(), whose messages are on their way: call step() first")
+
+    def _refuse_scaler(self) -> None:
+        if self._overlapped or (self._sender.active and not self._synchronized):
+            raise ConfigError(
+                "a GradScaler skips steps that overflow, and messages that left during backward() cannot be taken "
+                'back: use overlap="off" with it'
+            )
+        if not self._choice.settled:
+            self._choice.settle(False, "as a GradScaler skips steps, and messages on their way cannot be taken back")
 
     def _refuse_strangers(self) -> None:
         """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
@@ -237,11 +389,17 @@ class DistributedOptimizer(Optimizer):
         return self.optimizer.defaults
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state, and this rank's exchange state under the key "mpisparse"."""
+        """Return the wrapped optimizer's state, and this rank's exchange state under the key "mpisparse".
+
+        Raises:
+            MpiSparseError: between `backward` and the exchange, when memories count messages on their way as sent.
+        """
+        self._refuse_while_in_the_air("state_dict()")
         return {**self.optimizer.state_dict(), STATE_KEY: self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is."""
+        self._refuse_while_in_the_air("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
         self.optimizer.load_state_dict(plain)
         if STATE_KEY in state_dict:
@@ -267,40 +425,6 @@ class DistributedOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self.optimizer!r}: {self.describe()})"
-
-
-def _named_parameters(optimizer: Optimizer, model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the optimizer's parameters with their names in the model, in the model's order; strangers last."""
-    trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    named = [(name, p) for name, p in model.named_parameters() if id(p) in trained]
-    inside = {id(p) for _, p in named}
-    outside = [p for key, p in trained.items() if key not in inside]
-    return named + [(f"outside_the_model.{i}", p) for i, p in enumerate(outside)]
-
-
-def _options(optimizer: Optimizer) -> list[str]:
-    """Return the options of all parameter groups, a line each: what replicas must share to stay equal."""
-    return [
-        f"group {number}, {name}={float(value) if isinstance(value, Tensor) else value!r}"
-        for number, group in enumerate(optimizer.param_groups)
-        for name, value in sorted(group.items())
-        if name != "params"
-    ]
-
-
-def _state(optimizer: Optimizer) -> list[str]:
-    """Return a line for each tensor that the optimizer holds already, with its checksum."""
-    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-    return [
-        f"state {number}, {name}: checksum {_checksum(value)}"
-        for number, state in enumerate(states)
-        for name, value in sorted(state.items())
-        if isinstance(value, Tensor)
-    ]
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _check_options(
@@ -329,6 +453,27 @@ def _check_options(
             f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"
         )
     memory.check(sparsifier, optimizer.param_groups)
+
+
+def _check_samples(samples: int | None) -> None:
+    if samples is not None and (not isinstance(samples, int) or samples < 0):
+        raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
+
+
+def _check_overlap(overlap: Overlap, nonfinite: NonFinite, thread_level: str) -> None:
+    if overlap not in get_args(Overlap):
+        raise ConfigError(f"overlap {overlap!r} does not exist: use auto, on or off")
+    if overlap == "on" and nonfinite == "skip":
+        raise ConfigError(
+            'overlap="on" and nonfinite="skip" do not go together: a step cannot be skipped once messages of it have '
+            'left during backward(). Use overlap="off", or nonfinite="raise"'
+        )
+    if overlap == "on" and thread_level != "multiple":
+        raise ConfigError(
+            f'overlap="on" needs MPI\'s thread level multiple, and this one gives {thread_level}, as a thread has to '
+            "move messages: do not set mpi4py.rc.thread_level or MPI4PY_RC_THREAD_LEVEL, use an MPI library that was "
+            'built with threads, or overlap="off"'
+        )
 
 
 def _check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:

@@ -3,5 +3,6 @@
 from mpisparse.collectives.allgatherv import Allgatherv
 from mpisparse.collectives.base import Collective
 from mpisparse.collectives.dense import DENSE_MEANS, Allreduce, DenseMean, Pieces
+from mpisparse.collectives.flight import Flight, Flights
 
-__all__ = ["DENSE_MEANS", "Allgatherv", "Allreduce", "Collective", "DenseMean", "Pieces"]
+__all__ = ["DENSE_MEANS", "Allgatherv", "Allreduce", "Collective", "DenseMean", "Flight", "Flights", "Pieces"]
