@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mpisparse.collectives import DENSE_MEANS, Allgatherv, Flights
-from mpisparse.comm import Communicator, agreed, gather_json, require_same, world
+from mpisparse.collectives import DENSE_MEANS, Allgatherv
+from mpisparse.comm import Communicator, agreed, require_same, world
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
 from mpisparse.memory import Memory, default_memory
-from mpisparse.overlap import Choice, Overlap, Sender
+from mpisparse.overlap import Early, Overlap, check_overlap
 from mpisparse.phases import Phases
-from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange, share_ahead
+from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
 from mpisparse.replicas import broadcast_tensor, named_parameters, options_of, require_same_model, state_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
@@ -93,7 +93,7 @@ class DistributedOptimizer(Optimizer):
         self.comm = (comm or world()).duplicate()
         with agreed(self.comm):
             _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
-            _check_overlap(overlap, nonfinite, self.comm.thread_level)
+            check_overlap(overlap, nonfinite, self.comm.thread_level)
         self.phases = phases or Phases()
         self.skipped = 0
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
@@ -103,8 +103,6 @@ class DistributedOptimizer(Optimizer):
         self._synchronized = False
         self._skip = False
         self._accumulating = False
-        #: How many samples `expect` announced; missing when it was not called in this step.
-        self._expected: list[int | None] = []
         parameters = named_parameters(optimizer, model)
         replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
         require_same_model(self.comm, replicated)
@@ -130,7 +128,15 @@ class DistributedOptimizer(Optimizer):
             phases=self.phases,
             seed=seed,
         )
-        self._prepare_overlap(overlap, layout, say)
+        self._early = Early(
+            self.exchange,
+            self.comm,
+            mode=overlap,
+            limit=int(layout.bucket_mib * 2**20 / 4),
+            nonfinite=nonfinite,
+            say=say,
+        )
+        self._watch()
 
     def expect(self, *, samples: int | None = None) -> None:
         """Announce, before the last `backward` of a step, how many samples stand behind this rank's gradient.
@@ -143,12 +149,11 @@ class DistributedOptimizer(Optimizer):
             samples: a count on all ranks, or None on all for equally many; may be 0.
         """
         _check_samples(samples)
-        if self._sender.has_begun:
-            raise MpiSparseError("expect() after messages were sent: call it before the last backward() of a step")
-        self._expected = [samples]
-        if self._sender.active:
-            with self.phases("agree"):
-                self._sender.share = share_ahead(self.comm, self.exchange.step, samples)
+        self._early.expect(samples)
+
+    def say_with(self, say: Callable[[str], None]) -> None:
+        """Have `say` take the line that tells how overlap="auto" decided."""
+        self._early.choice.say = say
 
     def synchronize(self, *, samples: int | None = None) -> None:
         """Exchange the gradients now, so that they can be looked at or clipped before `step`. Collective.
@@ -177,7 +182,7 @@ class DistributedOptimizer(Optimizer):
         # GradScaler sets these two around its call.
         scale, scaled = getattr(self, "grad_scale", None), hasattr(self, "found_inf")
         if scaled:
-            self._refuse_scaler()
+            self._early.refuse_scaler(exchanged=self._synchronized)
         if not self._synchronized:
             self._synchronize(samples, "skip" if scaled else self._nonfinite, scale)
         elif scale is not None:
@@ -193,8 +198,8 @@ class DistributedOptimizer(Optimizer):
             if not self._skip:
                 self.optimizer.step()
         self._synchronized = self._skip = False
-        self._choice.step_ended(counts=self._had_messages)
-        self._follow_choice()
+        self._early.step_ended()
+        self._watch()
         return result
 
     @contextmanager
@@ -214,13 +219,9 @@ class DistributedOptimizer(Optimizer):
         Raises:
             MpiSparseError: a backward pass was to be thrown away whose messages are on their way. Nothing changes then.
         """
-        self._sender.refuse_if_broken()
-        if self._sender.has_begun:
-            raise MpiSparseError(
-                "zero_grad() after backward(), whose messages are on their way to the other ranks, and memories count "
-                "them as sent: call step() first. Backward passes that no step follows belong in no_sync()"
-            )
-        self._sender.start_afresh()
+        self._early.sender.refuse_if_broken()
+        self._early.refuse_while_in_the_air("zero_grad()")
+        self._early.sender.start_afresh()
         self.optimizer.zero_grad(set_to_none)
         self._synchronized = self._skip = False
 
@@ -229,10 +230,11 @@ class DistributedOptimizer(Optimizer):
             raise MpiSparseError(
                 "synchronize() twice without step() or zero_grad() between: the gradients are averaged"
             )
-        sender = self._sender
+        early, sender = self._early, self._early.sender
         sender.refuse_if_broken()
         _check_samples(samples)
-        overlaps, news = sender.active, self._news(samples)
+        news = early.news(samples)
+        overlaps = News.OVERLAPS in news
         with self.phases("compute"):
             present = self.flat.collect()
             self._refuse_strangers()
@@ -240,43 +242,45 @@ class DistributedOptimizer(Optimizer):
                 self.flat.buffer /= float(scale)
         if overlaps:
             sender.send_rest()
-        moment = perf_counter_ns()
-        clearance = self._clear(
-            present, samples if samples is not None or not self._expected else self._expected[0], nonfinite, news
-        )
+        computed = perf_counter_ns()
+        clearance = self._clear(present, early.samples(samples), nonfinite, news)
+        early.reconsider(clearance.news)
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
-        self._expected, self._overlapped, self._had_messages = [], overlaps, bool(self.exchange.sparse_buckets())
+        had_messages = bool(self.exchange.sparse_buckets())
         if clearance.skip:
-            self.skipped += 1
-            self.traffic = self.exchange.no_traffic()
-            self.flat.clear()
-            sender.start_afresh()
-            return
+            self._skip_exchange()
+        else:
+            self._average(clearance, overlaps, unscaled=scale is None)
+        self.hidden_seconds = sender.seconds_before(computed)
+        early.exchanged(overlaps, had_messages)
+
+    def _skip_exchange(self) -> None:
+        self.skipped += 1
+        self.traffic = self.exchange.no_traffic()
+        self.flat.clear()
+
+    def _average(self, clearance: Clearance, overlaps: bool, unscaled: bool) -> None:
+        """Replace the gradients by their mean. Messages that left early are weighed already."""
         if clearance.share != 1.0:
             self.flat.buffer[self.flat.sparse_numel if overlaps else 0 :] *= clearance.share
-        untouched = self.exchange.changes_nothing and scale is None
-        self._average(overlaps)
-        self.hidden_seconds = sender.seconds_before(moment)
-        sender.start_afresh()
-        sender.share = 1.0
+        untouched = self.exchange.changes_nothing and unscaled
+        try:
+            self.traffic = self.exchange.average(self._early.sender.received() if overlaps else None)
+        except MpiSparseError:
+            self._early.sender.break_off(all_have_sent=False)
+            raise
         if not untouched:
             with self.phases("apply"):
                 self.flat.publish(clearance.present)
 
-    def _average(self, overlaps: bool) -> None:
-        try:
-            self.traffic = self.exchange.average(self._sender.received() if overlaps else None)
-        except MpiSparseError:
-            self._sender.break_off(all_have_sent=False)
-            raise
-
     def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
         """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
-        sender, overlaps = self._sender, News.OVERLAPS in news
+        sender = self._early.sender
         if sender.failure is not None:
             news |= News.FAILED
         with self.phases("agree"):
-            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel, None) if overlaps else slice(None))
+            # What left early was looked at before.
+            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))
             try:
                 clearance = clear_for_exchange(
                     self.comm,
@@ -294,71 +298,15 @@ class DistributedOptimizer(Optimizer):
             except MpiSparseError as error:
                 sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
                 raise
-        self._reconsider(clearance.news)
         return clearance
 
-    # Overlap ----------------------------------------------------------------------------------------------------------
-
-    def _prepare_overlap(self, mode: Overlap, layout: Layout, say: Callable[[str], None] | None) -> None:
-        """Set up what sends messages early. Collective."""
-        limit = int(layout.bucket_mib * 2**20 / 4)
-        self._sender = Sender(self.exchange, None, limit)
-        self._choice = Choice(mode, self.comm, say)
-        self._overlapped = self._had_messages = False
-        if mode == "auto":
-            nothing = len(self._sender.groups) < 2 or isinstance(self.exchange.sparsifier, Dense)
-            if nothing or self.comm.size == 1 or self._nonfinite == "skip":
-                self._choice.settle(False)
-            elif (levels := gather_json(self.comm, self.comm.thread_level)) != ["multiple"] * self.comm.size:
-                self._choice.settle(False, f"MPI's thread level is {min(levels)}, and a thread has to move messages")
-        if self._choice.overlaps or not self._choice.settled:
-            self._sender.flights = Flights(self.comm)
-        self._follow_choice()
-
-    def _follow_choice(self) -> None:
-        """Have the next step do what was chosen; watch gradients as long as that may be to overlap."""
-        self._sender.wanted = self._choice.overlaps
-        watches = self._choice.overlaps or not self._choice.settled
-        self.flat.on_final = self._final if watches else None
+    def _watch(self) -> None:
+        """Have backward tell which gradients are final, as long as there is something to make of it."""
+        self.flat.on_final = self._final if self._early.may_overlap else None
 
     def _final(self, number: int) -> None:
         if not self._synchronized:
-            self._sender.final(number, last=not self._accumulating)
-
-    def _news(self, samples: int | None) -> News:
-        """Return what the other ranks have to know of this step. To be asked before gradients are collected."""
-        sender = self._sender
-        return (
-            (News.OVERLAPS if sender.active else News(0))
-            | (News.UNANNOUNCED if samples is not None and not self._expected else News(0))
-            | (News.RECOUNTED if samples is not None and self._expected not in ([], [samples]) else News(0))
-            | (News.CHANGED if sender.gradients_changed() else News(0))
-            | (News.REPEATED if sender.repeated else News(0))
-        )
-
-    def _reconsider(self, news: News) -> None:
-        """Give up trying to overlap where a program does what would fail then. All ranks hold the same news."""
-        reasons = {
-            News.CHANGED: "as gradients are changed between backward() and the exchange",
-            News.REPEATED: "as backward passes add up outside no_sync()",
-            News.UNANNOUNCED: "as samples= come after backward(): announce them before it, with expect(samples=)",
-        }
-        for word, reason in reasons.items():
-            if word in news and not self._choice.settled:
-                self._choice.settle(False, reason)
-
-    def _refuse_while_in_the_air(self, what: str) -> None:
-        if self._sender.has_begun and not self._sender.broken:
-            raise MpiSparseError(f"{what} after backward(), whose messages are on their way: call step() first")
-
-    def _refuse_scaler(self) -> None:
-        if self._overlapped or (self._sender.active and not self._synchronized):
-            raise ConfigError(
-                "a GradScaler skips steps that overflow, and messages that left during backward() cannot be taken "
-                'back: use overlap="off" with it'
-            )
-        if not self._choice.settled:
-            self._choice.settle(False, "as a GradScaler skips steps, and messages on their way cannot be taken back")
+            self._early.sender.final(number, last=not self._accumulating)
 
     def _refuse_strangers(self) -> None:
         """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
@@ -394,12 +342,12 @@ class DistributedOptimizer(Optimizer):
         Raises:
             MpiSparseError: between `backward` and the exchange, when memories count messages on their way as sent.
         """
-        self._refuse_while_in_the_air("state_dict()")
+        self._early.refuse_while_in_the_air("state_dict()")
         return {**self.optimizer.state_dict(), STATE_KEY: self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is."""
-        self._refuse_while_in_the_air("load_state_dict()")
+        self._early.refuse_while_in_the_air("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
         self.optimizer.load_state_dict(plain)
         if STATE_KEY in state_dict:
@@ -458,22 +406,6 @@ def _check_options(
 def _check_samples(samples: int | None) -> None:
     if samples is not None and (not isinstance(samples, int) or samples < 0):
         raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
-
-
-def _check_overlap(overlap: Overlap, nonfinite: NonFinite, thread_level: str) -> None:
-    if overlap not in get_args(Overlap):
-        raise ConfigError(f"overlap {overlap!r} does not exist: use auto, on or off")
-    if overlap == "on" and nonfinite == "skip":
-        raise ConfigError(
-            'overlap="on" and nonfinite="skip" do not go together: a step cannot be skipped once messages of it have '
-            'left during backward(). Use overlap="off", or nonfinite="raise"'
-        )
-    if overlap == "on" and thread_level != "multiple":
-        raise ConfigError(
-            f'overlap="on" needs MPI\'s thread level multiple, and this one gives {thread_level}, as a thread has to '
-            "move messages: do not set mpi4py.rc.thread_level or MPI4PY_RC_THREAD_LEVEL, use an MPI library that was "
-            'built with threads, or overlap="off"'
-        )
 
 
 def _check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:

@@ -76,7 +76,7 @@ def train_deep(
 
 
 def begun(optimizer: ms.DistributedOptimizer) -> bool:
-    return optimizer._sender.has_begun
+    return optimizer._early.sender.has_begun
 
 
 def law_overlap_changes_no_bit(comm: Communicator) -> None:
@@ -91,7 +91,7 @@ def law_overlap_changes_no_bit(comm: Communicator) -> None:
             for overlap in ("off", "on"):
                 model = Deep()
                 optimizer = wrap(comm, model, rule, memory=memory, layout=layout, overlap=overlap)
-                train_deep(comm, model, optimizer, range(4))
+                train_deep(comm, model, optimizer, range(3))
                 kept = optimizer.exchange.kept.vectors()
                 found.append((parameters(model), {name: vector.copy() for name, vector in kept.items()}))
             (plain, memories), (overlapped, others) = found
@@ -115,9 +115,9 @@ def law_overlap_sends_before_backward_ends(comm: Communicator) -> None:
     """The last layer's messages are on their way before the first layer has a gradient."""
     model = nn.Sequential(*[nn.Linear(6, 6, bias=False) for _ in range(4)])
     optimizer = wrap(comm, model, ms.TopK(density=0.5), layout=FINE, overlap="on")
-    first = model[0].weight
     seen: list[int] = []
-    first.register_hook(lambda gradient: seen.append(optimizer._sender._sent))
+    first = next(iter(model.parameters()))
+    first.register_hook(lambda gradient: seen.append(optimizer._early.sender._sent))  # type: ignore[no-untyped-call]
     model(torch.ones(2, 6)).square().sum().backward()
     assert seen == [3]
     assert begun(optimizer)
@@ -221,7 +221,7 @@ def law_overlap_bad_dense_gradient_stops_all(comm: Communicator) -> None:
     model = Deep()
     optimizer = wrap(comm, model, ms.TopK(density=0.1), layout=FINE, overlap="on")
     if comm.rank == 0:
-        model.bias.register_hook(lambda gradient: gradient / 0.0)
+        model.bias.register_hook(lambda gradient: gradient / 0.0)  # type: ignore[no-untyped-call]
     model(torch.ones(2, 8)).square().mean().backward()
     with pytest.raises(ms.NonFiniteError, match="rank 0 in bias"):
         optimizer.step()
@@ -265,8 +265,8 @@ def law_overlap_backward_cannot_be_thrown_away(comm: Communicator) -> None:
         model(torch.ones(2, 8) + comm.rank).square().mean().backward()
         if throw_away:
             for call in (optimizer.zero_grad, optimizer.state_dict, optimizer.expect):
-                with pytest.raises(ms.MpiSparseError, match=r"way|were sent"):
-                    call()  # type: ignore[operator]
+                with pytest.raises(ms.MpiSparseError, match=r"on their way|were sent"):
+                    call()
         optimizer.step()
         optimizer.zero_grad()
         found.append(parameters(model))
@@ -325,7 +325,7 @@ def law_overlap_refuses_stale_messages(comm: Communicator) -> None:
     """A message of another step in a slot is a WireError, never a wrong sum."""
     model = Deep()
     optimizer = wrap(comm, model, ms.TopK(density=0.1), layout=FINE, overlap="on")
-    flights = optimizer._sender.flights
+    flights = optimizer._early.sender.flights
     assert flights is not None
     begin = flights.begin
     remembered: list[list[NDArray[np.uint8]]] = []
@@ -361,7 +361,7 @@ def law_overlap_finds_ranks_out_of_step(comm: Communicator) -> None:
         optimizer = wrap(comm, model, ms.TopK(density=0.1), layout=FINE, overlap="on")
         if comm.rank == comm.size - 1:
             optimizer.exchange.step += mismatch == "step"
-            optimizer._sender.wanted = mismatch != "mode"
+            optimizer._early.sender.wanted = mismatch != "mode"
         model(torch.ones(2, 8)).square().mean().backward()
         with pytest.raises(ms.RankMismatchError, match=r"at different steps|during backward and others did not"):
             optimizer.step()
@@ -373,8 +373,8 @@ def law_overlap_moves_what_one_call_cannot(comm: Communicator) -> None:
     for limit in (2**31 - 1, 100):
         model = Deep()
         optimizer = wrap(comm, model, ms.TopK(density=0.5), layout=FINE, overlap="on")
-        assert optimizer._sender.flights is not None
-        optimizer._sender.flights.payloads._call_limit = limit
+        assert optimizer._early.sender.flights is not None
+        optimizer._early.sender.flights.payloads._call_limit = limit
         train_deep(comm, model, optimizer, range(3))
         found.append(parameters(model))
     np.testing.assert_array_equal(found[0], found[1])
@@ -436,10 +436,10 @@ def law_overlap_trial_gives_up_on_programs_that_would_fail(comm: Communicator) -
         said: list[str] = []
         model = Deep()
         optimizer = wrap(comm, model, ms.TopK(density=0.1), layout=FINE, overlap="auto", say=said.append)
-        for _ in range(24):
+        for _ in range(9):
             optimizer.zero_grad()
             program(model, optimizer)
-            assert not optimizer._choice.overlaps
+            assert not optimizer._early.choice.overlaps
         assert len(said) == (comm.rank == 0)
         assert all(line.startswith("overlap: off, ") and words in line for line in said)
 

@@ -1,6 +1,7 @@
 """Overlap: messages leave while backward still runs."""
 
-from mpisparse.overlap.choice import Choice, Overlap
-from mpisparse.overlap.sender import Sender, group_buckets
+from mpisparse.overlap.choice import Overlap
+from mpisparse.overlap.early import Early, check_overlap
+from mpisparse.overlap.sender import group_buckets
 
-__all__ = ["Choice", "Overlap", "Sender", "group_buckets"]
+__all__ = ["Early", "Overlap", "check_overlap", "group_buckets"]

@@ -298,6 +298,7 @@ class Exchange(Section):
     values: value coding of messages.
     dense: how whole tensors are averaged: "pieces" gives the same bits on every MPI, "allreduce" is the library's own.
     nonfinite: what to do when a gradient holds NaN or infinity.
+    overlap: send buckets while backward still runs: "on", "off", or "auto", which tries both; the bits are the same.
     """
 
     granularity: Literal["model", "tensor", "bucket"] = "model"
@@ -307,6 +308,7 @@ class Exchange(Section):
     values: Literal["auto", "float32", "bfloat16", "float16", "hybrid"] = "auto"
     dense: Literal["pieces", "allreduce"] = "pieces"
     nonfinite: Literal["raise", "skip"] = "raise"
+    overlap: Literal["auto", "on", "off"] = "auto"
 
 
 # How long, and what is kept of it -----------------------------------------------------------------------------------
