@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,23 +78,36 @@ class GradientExchange:
         alone = self.collective.comm.size == 1
         return alone and self.sparsifier.at(self.step).sends_everything and not self.kept.vectors()
 
-    def average(self) -> Traffic:
-        """Replace the flat gradient by its mean over the ranks, and return what that moved. Collective."""
-        rule = self.sparsifier.at(self.step)
-        sparse = [bucket for bucket in self.flat.buckets if not (bucket.dense or rule.sends_everything)]
-        messages, failure = self._compress_all(sparse, rule)
-        received = self._gather(messages, failure)
+    def sparse_buckets(self) -> list[Bucket]:
+        """Return what this step sends as messages, last layers first: backward finishes their gradients first."""
+        if self.sparsifier.at(self.step).sends_everything:
+            return []
+        return [bucket for bucket in reversed(self.flat.buckets) if not bucket.dense]
+
+    def average(self, received: Iterable[list[Bytes]] | None = None) -> Traffic:
+        """Replace the flat gradient by its mean over the ranks, and return what that moved. Collective.
+
+        Args:
+            received: all ranks' messages of each of `sparse_buckets()`, where those travelled already. The gradients
+                of these buckets are in the messages, then, and are not looked at.
+        """
+        sparse = self.sparse_buckets()
+        if received is None:
+            received = self._gather(*self._compress_all(sparse))
         whole = [bucket for bucket in self.flat.buckets if bucket not in sparse]
-        count = sum(self._add_up(bucket, theirs) for bucket, theirs in zip(sparse, received, strict=True))
-        incoming = sum(self._average_whole(bucket) for bucket in whole)
+        payload = incoming = count = 0
+        for bucket, theirs in zip(sparse, received, strict=True):
+            count += self._add_up(bucket, theirs)
+            sent = theirs[self.collective.comm.rank].size
+            payload += sent
+            incoming += sum(message.size for message in theirs) - sent
+        incoming += sum(self._average_whole(bucket) for bucket in whole)
         self.step += 1
-        sent = sum(message.size for message in messages)
-        arrived = sum(message.size for theirs in received for message in theirs)
         entries = sum(bucket.numel for bucket in whole)
         return replace(
             self.no_traffic(),
-            payload=sent + self.dense_mean.width * entries,
-            received=arrived - sent + incoming,
+            payload=payload + self.dense_mean.width * entries,
+            received=incoming,
             count=count + entries,
         )
 
@@ -102,10 +116,14 @@ class GradientExchange:
         size, numel = self.collective.comm.size, self.flat.buffer.numel()
         return Traffic(payload=0, received=0, dense=2 * (size - 1) * 4 * numel // size, count=0, numel=numel)
 
-    def _compress_all(self, buckets: list[Bucket], rule: Sparsifier) -> tuple[list[Bytes], MpiSparseError | None]:
+    def compress(self, bucket: Bucket) -> Bytes:
+        """Return this rank's message of one of `sparse_buckets()`, and remember what it leaves out."""
+        return self._compress(bucket, self.sparsifier.at(self.step))
+
+    def _compress_all(self, buckets: list[Bucket]) -> tuple[list[Bytes], MpiSparseError | None]:
         """Return this rank's messages, or why it has none: the others, on their way to the exchange, must hear."""
         try:
-            return [self._compress(bucket, rule) for bucket in buckets], None
+            return [self.compress(bucket) for bucket in buckets], None
         except MpiSparseError as error:
             return [np.empty(0, np.uint8) for _ in buckets], error
 

@@ -100,6 +100,9 @@ class FlatGradients:
         self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
         #: True when autograd has finished a gradient that no exchange has averaged.
         self.fresh = False
+        #: Called with a slot's number when autograd has finished its gradient and it is in the buffer.
+        self.on_final: Callable[[int], None] | None = None
+        self._numbers = {id(slot.parameter): number for number, slot in enumerate(self.slots)}
         for slot in self.slots:
             slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
 
@@ -157,12 +160,25 @@ class FlatGradients:
             return None
         return (place.start or 0) + int(np.flatnonzero(~np.isfinite(part))[0])
 
+    def mark(self, number: int) -> tuple[int, int] | None:
+        """Return what changes when a slot's gradient is replaced, or changed in place outside the buffer."""
+        slot = self.slots[number]
+        grad = slot.parameter.grad
+        if grad is None:
+            return None
+        if grad.is_sparse:
+            return id(grad), grad._version
+        outside = grad.data_ptr() != self._views[id(slot.parameter)].data_ptr()
+        return grad.data_ptr(), grad._version if outside else 0
+
     @torch.no_grad()
     def _finished(self, parameter: Tensor) -> None:
         """Take in a gradient that autograd has finished."""
         self.fresh = True
-        if _can_alias(parameter):
+        if _can_alias(parameter) or self.on_final is not None:
             self._adopt(parameter)
+        if self.on_final is not None:
+            self.on_final(self._numbers[id(parameter)])
 
     def _adopt(self, parameter: Tensor) -> None:
         """Copy a gradient that autograd or the user made elsewhere into its slice; make it a view where it can be."""

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter_ns
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
 from mpisparse.comm import Communicator, agreed, require_same, world
-from mpisparse.errors import ConfigError, MpiSparseError
+from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
 from mpisparse.memory import Memory, NoMemory, default_memory
+from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
-from mpisparse.preflight import NonFinite, clear_for_exchange
-from mpisparse.replicas import broadcast_tensor, require_same_model
+from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
+from mpisparse.rehearsal import rehearse_together
+from mpisparse.replicas import broadcast_tensor, named_parameters, options_of, require_same_model, state_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
 
@@ -38,6 +42,8 @@ class DistributedOptimizer(Optimizer):
     - Gradients add up over several `backward` calls, and are exchanged once: `no_sync` only guards against stepping.
     - The mean is over ranks. Where ranks hold different numbers of samples, give `samples=` and it is over samples.
     - With a GradScaler, a step that overflowed on any rank is skipped on all; each rank keeps a scale of its own.
+    - With `overlap`, messages leave while `backward` runs: only the last one of a step may be outside `no_sync`, what
+      changes gradients goes between `synchronize` and `step`, and a backward pass cannot be thrown away.
     - `state_dict` adds this rank's memory under the key "mpisparse": save it on every rank. `load_state_dict` also
       takes a plain optimizer's state.
 
@@ -52,6 +58,10 @@ class DistributedOptimizer(Optimizer):
             "bfloat16" (pieces that travel rounded, in half the bytes; what that loses is kept nowhere, at density 1
             neither).
         nonfinite: "raise" or "skip" (on all ranks) when a gradient holds NaN or infinity.
+        overlap: "on" sends buckets while `backward` still runs, "off" does not, "auto" tries both and stays with the
+            faster; the results are the same bits. See the user guide.
+        say: takes the lines that tell, on rank 0, how long kernels took to compile or load and how "auto" decided;
+            printed on standard error by default.
         seed: seed of the random choices, the same on all ranks.
         comm: the ranks; those that the launcher started by default.
         phases: where to add up times.
@@ -75,6 +85,8 @@ class DistributedOptimizer(Optimizer):
         layout: Layout | None = None,
         dense: str = "pieces",
         nonfinite: NonFinite = "raise",
+        overlap: Overlap = "auto",
+        say: Callable[[str], None] | None = None,
         seed: int = 0,
         comm: Communicator | None = None,
         phases: Phases | None = None,
@@ -85,18 +97,24 @@ class DistributedOptimizer(Optimizer):
         self.comm = (comm or world()).duplicate()
         with agreed(self.comm):
             _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
+            check_overlap(overlap, nonfinite, self.comm.thread_level)
         self.phases = phases or Phases()
         self.skipped = 0
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
+        #: Seconds that messages of the last exchange were in the air while this rank computed.
+        self.hidden_seconds = 0.0
         self._nonfinite = nonfinite
         self._synchronized = False
         self._skip = False
         self._accumulating = False
-        parameters = _named_parameters(optimizer, model)
+        parameters = named_parameters(optimizer, model)
         replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
         require_same_model(self.comm, replicated)
-        require_same(self.comm, "the optimizers", [type(optimizer).__name__, *_options(optimizer), *_state(optimizer)])
+        require_same(
+            self.comm, "the optimizers", [type(optimizer).__name__, *options_of(optimizer), *state_of(optimizer)]
+        )
         options = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
+        options.append(f"overlap={overlap!r}")
         # A schedule may be a plain function, whose repr has an address in it that differs between ranks.
         require_same(self.comm, "the settings", [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in options])
         for tensor in {id(tensor): tensor for _, tensor in replicated}.values():
@@ -104,6 +122,10 @@ class DistributedOptimizer(Optimizer):
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
             _check_anything_sparse(self.flat, sparsifier)
+        if not isinstance(sparsifier, Dense):
+            news = rehearse_together(self.comm, sparsifier, memory, wire)
+            if self.comm.rank == 0:
+                (say or say_on_stderr)(news)
         self.exchange = GradientExchange(
             self.flat,
             sparsifier=sparsifier,
@@ -114,6 +136,32 @@ class DistributedOptimizer(Optimizer):
             phases=self.phases,
             seed=seed,
         )
+        self._early = Early(
+            self.exchange,
+            self.comm,
+            mode=overlap,
+            limit=int(layout.bucket_mib * 2**20 / 4),
+            nonfinite=nonfinite,
+            say=say,
+        )
+        self._watch()
+
+    def expect(self, *, samples: int | None = None) -> None:
+        """Announce, before the last `backward` of a step, how many samples stand behind this rank's gradient.
+
+        Collective. Needed where messages leave during `backward` and ranks hold different numbers of samples, as the
+        weight of a gradient has to be known before it is sent. Costs nothing in steps that do not overlap.
+        `synchronize` and `step` need no `samples` then.
+
+        Args:
+            samples: a count on all ranks, or None on all for equally many; may be 0.
+        """
+        _check_samples(samples)
+        self._early.expect(samples)
+
+    def say_with(self, say: Callable[[str], None]) -> None:
+        """Have `say` take the line that tells how overlap="auto" decided."""
+        self._early.choice.say = say
 
     def synchronize(self, *, samples: int | None = None) -> None:
         """Exchange the gradients now, so that they can be looked at or clipped before `step`. Collective.
@@ -141,6 +189,8 @@ class DistributedOptimizer(Optimizer):
                 result = closure()
         # GradScaler sets these two around its call.
         scale, scaled = getattr(self, "grad_scale", None), hasattr(self, "found_inf")
+        if scaled:
+            self._early.refuse_scaler(exchanged=self._synchronized)
         if not self._synchronized:
             self._synchronize(samples, "skip" if scaled else self._nonfinite, scale)
         elif scale is not None:
@@ -156,11 +206,13 @@ class DistributedOptimizer(Optimizer):
             if not self._skip:
                 self.optimizer.step()
         self._synchronized = self._skip = False
+        self._early.step_ended()
+        self._watch()
         return result
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Mark a block whose backward passes only add to the gradients; `step` comes after it."""
+        """Mark a block whose backward passes only add to the gradients: none of them is the last before `step`."""
         if self._accumulating:
             raise MpiSparseError("no_sync() inside no_sync(): one is enough")
         self._accumulating = True
@@ -170,7 +222,14 @@ class DistributedOptimizer(Optimizer):
             self._accumulating = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, as the wrapped optimizer does, and forget a `synchronize` that no step followed."""
+        """Reset all gradients, as the wrapped optimizer does, and forget a `synchronize` that no step followed.
+
+        Raises:
+            MpiSparseError: a backward pass was to be thrown away whose messages are on their way. Nothing changes then.
+        """
+        self._early.sender.refuse_if_broken()
+        self._early.refuse_while_in_the_air("zero_grad()")
+        self._early.sender.start_afresh()
         self.optimizer.zero_grad(set_to_none)
         self._synchronized = self._skip = False
 
@@ -179,36 +238,83 @@ class DistributedOptimizer(Optimizer):
             raise MpiSparseError(
                 "synchronize() twice without step() or zero_grad() between: the gradients are averaged"
             )
-        if samples is not None and (not isinstance(samples, int) or samples < 0):
-            raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
+        early, sender = self._early, self._early.sender
+        sender.refuse_if_broken()
+        _check_samples(samples)
+        news = early.news(samples)
+        overlaps = News.OVERLAPS in news
         with self.phases("compute"):
             present = self.flat.collect()
             self._refuse_strangers()
             if scale is not None:
                 self.flat.buffer /= float(scale)
-        with self.phases("agree"):
-            clearance = clear_for_exchange(
-                self.comm,
-                self.flat,
-                present,
-                step=self.exchange.step,
-                samples=samples,
-                options=_options(self.optimizer),
-                nonfinite=nonfinite,
-            )
+        if overlaps:
+            sender.send_rest()
+        computed = perf_counter_ns()
+        clearance = self._clear(present, early.samples(samples), nonfinite, news)
+        early.reconsider(clearance.news)
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
+        had_messages = bool(self.exchange.sparse_buckets())
         if clearance.skip:
-            self.skipped += 1
-            self.traffic = self.exchange.no_traffic()
-            self.flat.clear()
-            return
+            self._skip_exchange()
+        else:
+            self._average(clearance, overlaps, unscaled=scale is None)
+        self.hidden_seconds = sender.seconds_before(computed)
+        early.exchanged(overlaps, had_messages)
+
+    def _skip_exchange(self) -> None:
+        self.skipped += 1
+        self.traffic = self.exchange.no_traffic()
+        self.flat.clear()
+
+    def _average(self, clearance: Clearance, overlaps: bool, unscaled: bool) -> None:
+        """Replace the gradients by their mean. Messages that left early are weighed already."""
         if clearance.share != 1.0:
-            self.flat.buffer *= clearance.share
-        untouched = self.exchange.changes_nothing and scale is None
-        self.traffic = self.exchange.average()
+            self.flat.buffer[self.flat.sparse_numel if overlaps else 0 :] *= clearance.share
+        untouched = self.exchange.changes_nothing and unscaled
+        try:
+            self.traffic = self.exchange.average(self._early.sender.received() if overlaps else None)
+        except MpiSparseError:
+            self._early.sender.break_off(all_have_sent=False)
+            raise
         if not untouched:
             with self.phases("apply"):
                 self.flat.publish(clearance.present)
+
+    def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
+        """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
+        sender = self._early.sender
+        if sender.failure is not None:
+            news |= News.FAILED
+        with self.phases("agree"):
+            # What left early was looked at before.
+            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))
+            try:
+                clearance = clear_for_exchange(
+                    self.comm,
+                    self.flat,
+                    present,
+                    step=self.exchange.step,
+                    samples=samples,
+                    options=options_of(self.optimizer),
+                    nonfinite=nonfinite,
+                    bad_entry=bad if sender.bad_entry is None else sender.bad_entry,
+                    news=news,
+                )
+                if News.FAILED in clearance.news:
+                    self.exchange.collective.raise_everywhere(sender.failure)
+            except MpiSparseError as error:
+                sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
+                raise
+        return clearance
+
+    def _watch(self) -> None:
+        """Have backward tell which gradients are final, as long as there is something to make of it."""
+        self.flat.on_final = self._final if self._early.may_overlap else None
+
+    def _final(self, number: int) -> None:
+        if not self._synchronized:
+            self._early.sender.final(number, last=not self._accumulating)
 
     def _refuse_strangers(self) -> None:
         """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
@@ -239,11 +345,17 @@ class DistributedOptimizer(Optimizer):
         return self.optimizer.defaults
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state, and this rank's exchange state under the key "mpisparse"."""
+        """Return the wrapped optimizer's state, and this rank's exchange state under the key "mpisparse".
+
+        Raises:
+            MpiSparseError: between `backward` and the exchange, when memories count messages on their way as sent.
+        """
+        self._early.refuse_while_in_the_air("state_dict()")
         return {**self.optimizer.state_dict(), STATE_KEY: self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is."""
+        self._early.refuse_while_in_the_air("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
         self.optimizer.load_state_dict(plain)
         if STATE_KEY in state_dict:
@@ -269,40 +381,6 @@ class DistributedOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self.optimizer!r}: {self.describe()})"
-
-
-def _named_parameters(optimizer: Optimizer, model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the optimizer's parameters with their names in the model, in the model's order; strangers last."""
-    trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    named = [(name, p) for name, p in model.named_parameters() if id(p) in trained]
-    inside = {id(p) for _, p in named}
-    outside = [p for key, p in trained.items() if key not in inside]
-    return named + [(f"outside_the_model.{i}", p) for i, p in enumerate(outside)]
-
-
-def _options(optimizer: Optimizer) -> list[str]:
-    """Return the options of all parameter groups, a line each: what replicas must share to stay equal."""
-    return [
-        f"group {number}, {name}={float(value) if isinstance(value, Tensor) else value!r}"
-        for number, group in enumerate(optimizer.param_groups)
-        for name, value in sorted(group.items())
-        if name != "params"
-    ]
-
-
-def _state(optimizer: Optimizer) -> list[str]:
-    """Return a line for each tensor that the optimizer holds already, with its checksum."""
-    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
-    return [
-        f"state {number}, {name}: checksum {_checksum(value)}"
-        for number, state in enumerate(states)
-        for name, value in sorted(state.items())
-        if isinstance(value, Tensor)
-    ]
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _check_options(
@@ -337,6 +415,11 @@ def _check_options(
             "MomentumCorrection, or other wire values"
         )
     memory.check(sparsifier, optimizer.param_groups)
+
+
+def _check_samples(samples: int | None) -> None:
+    if samples is not None and (not isinstance(samples, int) or samples < 0):
+        raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
 
 
 def _check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:

@@ -12,19 +12,26 @@ NAMES = ("data", "compute", "agree", "sparsify", "encode", "exchange", "decode",
 
 
 class Phases:
-    """Nanoseconds spent in each phase since the last `take`. Reading the clock twice a phase is all it costs."""
+    """Nanoseconds spent in each phase since the last `take`. Reading the clock twice a phase is all it costs.
+
+    A phase inside another takes its time away from that one, so that phases add up to the time that passed.
+    """
 
     def __init__(self) -> None:
         self._spent = dict.fromkeys(NAMES, 0)
+        self._inside = 0
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time the block takes to phase `name`, also when it ends in an exception."""
+        before, self._inside = self._inside, 0
         begin = perf_counter_ns()
         try:
             yield
         finally:
-            self._spent[name] += perf_counter_ns() - begin
+            whole = perf_counter_ns() - begin
+            self._spent[name] += whole - self._inside
+            self._inside = before + whole
 
     def take(self) -> dict[str, float]:
         """Return the seconds of every phase, and start again from zero."""

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.comm import Communicator, require_same
-from mpisparse.errors import ConfigError, NonFiniteError, RankMismatchError, alike
+from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
 
 NonFinite = Literal["raise", "skip"]
 
 #: Columns of a rank's report; the presence of gradients follows, 32 parameters to a word.
-_STEP, _SAMPLES, _BAD_ENTRY, _OPTIONS, _PRESENT = range(5)
+_STEP, _SAMPLES, _BAD_ENTRY, _OPTIONS, _NEWS, _PRESENT = range(6)
 _NONE = -1
+
+
+class News(IntFlag):
+    """What a rank has to tell beside numbers.
+
+    OVERLAPS: messages of this step are on their way already. FAILED: this rank could not write one of them.
+    UNANNOUNCED: samples are counted, and were not announced before backward. RECOUNTED: they were announced otherwise.
+    CHANGED: gradients were changed between backward and the exchange. REPEATED: several backward passes added up.
+    """
+
+    OVERLAPS = 1
+    FAILED = 2
+    UNANNOUNCED = 4
+    RECOUNTED = 8
+    CHANGED = 16
+    REPEATED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +44,13 @@ class Clearance:
     present: parameters that have a gradient on some rank, bool of shape (len(slots),).
     share: factor that makes the plain mean over ranks a mean over samples: samples here * ranks / samples in all.
     skip: the step is not to be taken, on any rank.
+    news: what any rank had to tell.
     """
 
     present: NDArray[np.bool_]
     share: float
     skip: bool
+    news: News
 
 
 def clear_for_exchange(
@@ -43,6 +62,8 @@ def clear_for_exchange(
     samples: int | None,
     options: list[str],
     nonfinite: NonFinite,
+    bad_entry: int | None,
+    news: News,
 ) -> Clearance:
     """Return what all ranks decided about this step. Collective, one small Allgather.
 
@@ -52,24 +73,71 @@ def clear_for_exchange(
         samples: how many samples stand behind this rank's gradient; None when all ranks have equally many.
         options: the optimizer's, such as the learning rate: replicas would part if they differed.
         nonfinite: what to do when a gradient holds NaN or infinity.
+        bad_entry: where in the buffer this rank's first one is, if anywhere.
+        news: of this rank.
 
     Raises:
         RankMismatchError: the ranks are at different steps, or their optimizers' options differ.
         NonFiniteError: a gradient holds NaN or infinity, and `nonfinite` is "raise". All on every rank.
-        ConfigError: some ranks give `samples` and others do not, or there is no sample at all.
+        ConfigError: some ranks give `samples` and others do not, there is no sample at all, or what was sent ahead
+            weighs samples otherwise.
+        MpiSparseError: gradients changed after they were sent ahead.
     """
-    first = flat.first_bad_entry()
-    known = [step, _NONE if samples is None else samples, _NONE if first is None else first]
-    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), *_pack(present)])
+    known = [step, _NONE if samples is None else samples, _NONE if bad_entry is None else bad_entry]
+    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), int(news), *_pack(present)])
     _require_same_step(reports[:, _STEP])
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)
+    told = News(int(np.bitwise_or.reduce(reports[:, _NEWS])))
+    _refuse_contradictions(reports[:, _NEWS], told, reports[:, _SAMPLES])
     bad = reports[:, _BAD_ENTRY]
     if (bad != _NONE).any() and nonfinite == "raise":
-        raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step)))
+        raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step, told)))
     union = np.bitwise_or.reduce(reports[:, _PRESENT:], axis=0)
     share = _share(comm, reports[:, _SAMPLES])
-    return Clearance(_unpack(union, present.size), share, skip=bool((bad != _NONE).any()))
+    return Clearance(_unpack(union, present.size), share, skip=bool((bad != _NONE).any()), news=told)
+
+
+def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
+    """Return the share of this rank in the mean over samples, before there is a gradient. Collective, one Allgather.
+
+    Raises:
+        RankMismatchError: the ranks are at different steps.
+        ConfigError: some ranks give `samples` and others do not, or there is no sample at all.
+    """
+    reports = comm.allgather([step, _NONE if samples is None else samples])
+    _require_same_step(reports[:, 0])
+    return _share(comm, reports[:, 1])
+
+
+def _refuse_contradictions(everyone: NDArray[np.int64], told: News, samples: NDArray[np.int64]) -> None:
+    """Raise, on all ranks, if what was sent ahead is not what this step was to send."""
+    overlaps = (everyone & News.OVERLAPS) != 0
+    if overlaps.any() != overlaps.all():
+        raise alike(
+            RankMismatchError(
+                f"some ranks sent messages during backward and others did not: {overlaps.tolist()} in rank order. "
+                "Every rank must use the same rule, layout and overlap"
+            )
+        )
+    if News.RECOUNTED in told:
+        raise alike(ConfigError("expect(samples=) and step(samples=) differ on some rank: give the same count twice"))
+    if not overlaps.any():
+        return
+    if News.UNANNOUNCED in told and (samples != samples[0]).any():
+        raise alike(
+            ConfigError(
+                f"samples are {samples.tolist()} in rank order, but messages went out during backward as if ranks had "
+                'equally many: call expect(samples=) before the last backward() of each step, or use overlap="off"'
+            )
+        )
+    if News.CHANGED in told:
+        raise alike(
+            MpiSparseError(
+                "gradients were changed between backward() and the exchange, when their messages were on their way: "
+                'change the mean, between synchronize() and step(), or use overlap="off"'
+            )
+        )
 
 
 def _require_same_step(steps: NDArray[np.int64]) -> None:
@@ -82,12 +150,17 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
         )
 
 
-def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int) -> str:
+def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
     places = [f"rank {rank} in {flat.where(int(entry))}" for rank, entry in enumerate(bad) if entry != _NONE]
-    return (
-        f"after {step} steps the gradient holds NaN or infinity on {'; '.join(places)}. Nothing was sent and no "
-        "parameter changed. Look at that rank's loss and data, lower the learning rate, or skip such steps on all "
-        'ranks with nonfinite="skip" (the right setting beside a GradScaler)'
+    found = f"after {step} steps the gradient holds NaN or infinity on {'; '.join(places)}. "
+    if News.OVERLAPS in told:
+        return found + (
+            "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "
+            "checkpoint. Look at that rank's loss and data, or lower the learning rate"
+        )
+    return found + (
+        "Nothing was sent and no parameter changed. Look at that rank's loss and data, lower the learning rate, or "
+        'skip such steps on all ranks with nonfinite="skip" (the right setting beside a GradScaler)'
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mpisparse.comm import Communicator, require_same
 
@@ -25,3 +28,37 @@ def broadcast_tensor(comm: Communicator, tensor: Tensor, root: int = 0) -> None:
     host = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1)
     comm.broadcast(host.view(torch.uint8).numpy(), root)
     tensor.copy_(host.view(tensor.shape))
+
+
+def named_parameters(optimizer: Optimizer, model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the optimizer's parameters with their names in the model, in the model's order; strangers last."""
+    trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    named = [(name, p) for name, p in model.named_parameters() if id(p) in trained]
+    inside = {id(p) for _, p in named}
+    outside = [p for key, p in trained.items() if key not in inside]
+    return named + [(f"outside_the_model.{i}", p) for i, p in enumerate(outside)]
+
+
+def options_of(optimizer: Optimizer) -> list[str]:
+    """Return the options of all parameter groups, a line each: what replicas must share to stay equal."""
+    return [
+        f"group {number}, {name}={float(value) if isinstance(value, Tensor) else value!r}"
+        for number, group in enumerate(optimizer.param_groups)
+        for name, value in sorted(group.items())
+        if name != "params"
+    ]
+
+
+def state_of(optimizer: Optimizer) -> list[str]:
+    """Return a line for each tensor that the optimizer holds already, with its checksum."""
+    states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
+    return [
+        f"state {number}, {name}: checksum {_checksum(value)}"
+        for number, state in enumerate(states)
+        for name, value in sorted(state.items())
+        if isinstance(value, Tensor)
+    ]
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
@@ -50,7 +49,6 @@ class Row:
 def measure_kernels(comm: Communicator, options: Options, report: Report) -> None:
     """Measure, and report; ranks work at the same time and share the memory, as in training. Collective."""
     torch.set_num_threads(options.threads)
-    numba.set_num_threads(min(options.threads, numba.get_num_threads()))
     rows: list[Row] = []
     for numel in options.sizes:
         for density in options.densities:
@@ -64,8 +62,8 @@ def _measure(comm: Communicator, case: Case[Any], numel: int, density: float, op
     source, target = np.ones(numel, np.float32), np.zeros(numel, np.float32)
     contenders = [
         Contender(name="copy", run=lambda: np.copyto(target, source)),
-        Contender(name="ours", run=lambda: case.ours(state)),
-        Contender(name="torch", run=lambda: case.torch(state)),
+        Contender(name="ours", run=lambda: case.ours(state), prepare=lambda: case.refresh(state)),
+        Contender(name="torch", run=lambda: case.torch(state), prepare=lambda: case.refresh(state)),
     ]
     samples = interleave(contenders, options.repeat, comm=comm, warm_up=2, budget=options.budget)
     copy, ours, torchs = (samples[name].seconds for name in ("copy", "ours", "torch"))

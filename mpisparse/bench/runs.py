@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
 from mpisparse.errors import ConfigError
-from mpisparse.optim import DistributedOptimizer
-from mpisparse.training.config import DenseSparsifier, Exchange, Memory, RunConfig
+from mpisparse.training.config import DenseSparsifier, Memory, RunConfig
 from mpisparse.training.configfile import read_config, read_text
-
-#: Whether this version can exchange while `backward` runs.
-_HAS_OVERLAP = (
-    "overlap" in Exchange.model_fields and "overlap" in inspect.signature(DistributedOptimizer.__init__).parameters
-)
 
 #: The run that is measured when none is given: jobs/bench-mlp.toml.
 BUILT_IN = """
@@ -73,7 +66,7 @@ def dense_of(run: RunConfig) -> RunConfig:
 
 def without_overlap(run: RunConfig) -> RunConfig:
     """Return the same run, exchanging after `backward`."""
-    return _with(run, "off") if _HAS_OVERLAP else run
+    return _with(run, "off")
 
 
 def with_overlap(run: RunConfig, size: int) -> tuple[RunConfig | None, str]:
@@ -82,8 +75,6 @@ def with_overlap(run: RunConfig, size: int) -> tuple[RunConfig | None, str]:
     Args:
         size: ranks.
     """
-    if not _HAS_OVERLAP:
-        return None, ""
     if size == 1:
         return None, "not measured with overlap: one rank exchanges nothing"
     if run.exchange.granularity == "model":

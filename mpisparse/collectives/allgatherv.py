@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mpisparse.collectives.base import Bytes, Collective
-from mpisparse.comm import agreed
+from mpisparse.collectives.flight import FAILED, cut
 from mpisparse.errors import MpiSparseError
-
-#: The length that tells the other ranks that there is no message.
-_FAILED = -1
 
 
 class Allgatherv(Collective):
@@ -17,21 +14,12 @@ class Allgatherv(Collective):
 
     def gather(self, messages: list[Bytes], failure: MpiSparseError | None = None) -> list[list[Bytes]]:
         """Return for each bucket the messages of all ranks, in rank order, as views of a buffer that is used again."""
-        lengths = self.comm.allgather([message.size if failure is None else _FAILED for message in messages])
-        if (lengths == _FAILED).any():
-            self._raise_everywhere(failure)
+        lengths = self.comm.allgather([message.size if failure is None else FAILED for message in messages])
+        if (lengths == FAILED).any():
+            self.raise_everywhere(failure)
         payload = np.concatenate(messages) if len(messages) > 1 else messages[0]
         packed = self.comm.allgatherv(payload, lengths.sum(axis=1), self._room(int(lengths.sum())))
-        ends = np.cumsum(lengths.reshape(-1)).reshape(lengths.shape)
-        return [
-            [packed[ends[rank, bucket] - lengths[rank, bucket] : ends[rank, bucket]] for rank in range(self.comm.size)]
-            for bucket in range(len(messages))
-        ]
-
-    def _raise_everywhere(self, failure: MpiSparseError | None) -> None:
-        with agreed(self.comm):
-            if failure is not None:
-                raise failure
+        return cut(packed, lengths)
 
     def _room(self, total: int) -> Bytes:
         """Return a receive buffer of at least `total` bytes: the last one if it is large enough."""

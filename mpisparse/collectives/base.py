@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.comm import Communicator
+from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import MpiSparseError
 
 Bytes = NDArray[np.uint8]
@@ -39,3 +39,9 @@ class Collective(ABC):
         Raises:
             MpiSparseError: the failure of a rank, on all ranks; nothing was sent.
         """
+
+    def raise_everywhere(self, failure: MpiSparseError | None) -> None:
+        """Raise on all ranks the failure of any. Collective; for when lengths have told that some rank failed."""
+        with agreed(self.comm):
+            if failure is not None:
+                raise failure

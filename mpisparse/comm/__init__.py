@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same
-from mpisparse.comm.base import Communicator, Description
+from mpisparse.comm.base import Communicator, Description, Pending
 from mpisparse.comm.local import run_ranks, solo
 
 __all__ = [
     "Communicator",
     "Description",
+    "Pending",
     "agreed",
     "from_root",
     "gather_json",

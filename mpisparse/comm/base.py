@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from mpisparse.errors import CommError
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
+Result = TypeVar("Result")
 
 #: Bytes that one call may move: Open MPI takes no displacement beyond 2**31 - 1, MPICH would.
 CALL_LIMIT = 2**31 - 1
@@ -30,6 +32,34 @@ class Description:
     local_size: int
 
 
+class Pending(ABC, Generic[Result]):
+    """A call that was started and has not ended. Whoever holds it has to keep it until `test` returned True.
+
+    MPI moves next to nothing by itself: it is `test`, called again and again, that does. The buffers of the call are
+    kept alive here; nobody may touch them before the end.
+    """
+
+    def __init__(self, result: Result) -> None:
+        self._result = result
+        self._ended = False
+
+    def test(self) -> bool:
+        """Move what can be moved, and return True once the result is there. Never waits."""
+        self._ended = self._ended or self._test()
+        return self._ended
+
+    @property
+    def result(self) -> Result:
+        """Return what the call brought. CommError before its end."""
+        if not self._ended:
+            raise CommError("the result of a call was read before its end: call test() until it returns True")
+        return self._result
+
+    @abstractmethod
+    def _test(self) -> bool:
+        """Return True when the result is complete."""
+
+
 class Communicator(ABC):
     """The ranks of a job, and how bytes get from each to all. Every method but `abort` is collective.
 
@@ -41,6 +71,8 @@ class Communicator(ABC):
       rank in band, which catches the rest.
     - Payloads are bytes. MPI has no portable 16-bit brain float, and refuses structured types.
     - `out` is handed back filled; it must not be read by another thread meanwhile.
+    - Calls that are started (`start_...`) have to be so in the same order on all ranks, among themselves and with the
+      other calls of this communicator. Where threads call, give each a duplicate, and look at `thread_level`.
     """
 
     rank: int
@@ -61,6 +93,11 @@ class Communicator(ABC):
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""
 
+    @property
+    @abstractmethod
+    def thread_level(self) -> str:
+        """Return what MPI allows threads: "single", "funneled", "serialized" or "multiple"."""
+
     @abstractmethod
     def barrier(self) -> None:
         """Return when every rank has called it."""
@@ -76,6 +113,14 @@ class Communicator(ABC):
     @abstractmethod
     def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
         """Fill `out` with the payloads of all ranks, in rank order and packed. The buffers are checked already."""
+
+    @abstractmethod
+    def _start_allgather(self, array: NDArray[np.int64]) -> Pending[NDArray[np.int64]]:
+        """Start what `_allgather` does."""
+
+    @abstractmethod
+    def _start_allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> Pending[Bytes]:
+        """Start what `_allgatherv` does. The buffers are checked already."""
 
     @abstractmethod
     def _alltoallv(self, payload: Bytes, counts: Counts, out: Bytes, out_counts: Counts) -> None:
@@ -106,15 +151,34 @@ class Communicator(ABC):
         Raises:
             CommError: a buffer does not fit; nothing was sent.
         """
-        self._check_bytes("payload", payload, int(counts[self.rank]) if counts.size == self.size else -1)
-        total = self._check_counts(counts)
-        out = np.empty(total, np.uint8) if out is None else out
-        self._check_room(out, total)
-        if total <= self._call_limit:
-            self._allgatherv(payload, counts, out[:total])
+        out = self._check_gather(payload, counts, out)
+        if self.fits_one_call(counts):
+            self._allgatherv(payload, counts, out)
         else:
             self._allgatherv_in_rounds(payload, counts, out)
-        return out[:total]
+        return out
+
+    def fits_one_call(self, counts: Counts) -> bool:
+        """Return True when `counts.sum()` bytes may move in one call. More take several, which cannot be started."""
+        return int(counts.sum()) <= self._call_limit
+
+    def start_allgather(self, array: Sequence[int] | NDArray[np.int64]) -> Pending[NDArray[np.int64]]:
+        """Start an `allgather`, and return the call in progress."""
+        return self._start_allgather(np.array(array, np.int64))
+
+    def start_allgatherv(self, payload: Bytes, counts: Counts, out: Bytes | None = None) -> Pending[Bytes]:
+        """Start an `allgatherv`, and return the call in progress. Arguments are those of `allgatherv`.
+
+        Raises:
+            CommError: a buffer does not fit, or more than the limit of one call would travel; nothing was sent.
+        """
+        out = self._check_gather(payload, counts, out)
+        if not self.fits_one_call(counts):
+            raise CommError(
+                f"rank {self.rank}: {out.size} bytes are more than one started Allgatherv may move "
+                f"({self._call_limit}): use allgatherv, which takes several calls"
+            )
+        return self._start_allgatherv(payload, counts, out)
 
     def alltoallv(self, payload: Bytes, counts: Counts, out_counts: Counts, out: Bytes | None = None) -> Bytes:
         """Return the pieces that all ranks have for this one, packed in rank order.
@@ -170,6 +234,14 @@ class Communicator(ABC):
         return buffer.tobytes()
 
     # The guard --------------------------------------------------------------------------------------------------------
+
+    def _check_gather(self, payload: Bytes, counts: Counts, out: Bytes | None) -> Bytes:
+        """Return the part of `out` that an allgatherv fills."""
+        self._check_bytes("payload", payload, int(counts[self.rank]) if counts.size == self.size else -1)
+        total = self._check_counts(counts)
+        out = np.empty(total, np.uint8) if out is None else out
+        self._check_room(out, total)
+        return out[:total]
 
     def _check_bytes(self, name: str, array: Bytes, expected: int) -> None:
         if array.dtype != np.uint8 or array.ndim != 1 or not array.flags.c_contiguous:

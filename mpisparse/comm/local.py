@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
 from mpisparse.errors import CommError
 
 Result = TypeVar("Result")
@@ -19,10 +20,16 @@ Result = TypeVar("Result")
 class Meeting:
     """Where the threads of a group hand things to each other: one slot a rank, and a barrier with a limit."""
 
-    def __init__(self, size: int, timeout: float) -> None:
+    def __init__(self, size: int, timeout: float, family: WeakSet[Meeting] | None = None) -> None:
         self.slots: list[Any] = [None] * size
         self.timeout = timeout
         self.barrier = threading.Barrier(size, timeout=timeout)
+        self.boards: dict[int, list[Any]] = {}
+        self._posted = [0] * size
+        self._lock = threading.Lock()
+        #: The meetings of this group's communicators and their duplicates: they end together.
+        self.family: WeakSet[Meeting] = WeakSet() if family is None else family
+        self.family.add(self)
 
     def swap(self, rank: int, item: Any) -> list[Any]:
         """Return what every rank brought, in rank order."""
@@ -32,11 +39,47 @@ class Meeting:
         self._wait(rank)
         return items
 
+    def post(self, rank: int, item: Any) -> list[Any]:
+        """Leave an item without waiting, and return the board that fills as the others leave theirs of this turn."""
+        with self._lock:
+            turn = self._posted[rank]
+            self._posted[rank] += 1
+            board: list[Any] = self.boards.setdefault(turn, [])
+            board.append((rank, item))
+            if len(board) == len(self.slots):
+                del self.boards[turn]
+            return board
+
+    def end(self) -> None:
+        """Let nobody of the group wait any longer."""
+        for meeting in list(self.family):
+            meeting.barrier.abort()
+
     def _wait(self, rank: int) -> None:
         try:
             self.barrier.wait()
         except threading.BrokenBarrierError:
             raise CommError(f"rank {rank}: another rank left, or did not come within {self.timeout} s") from None
+
+
+class LocalPending(Pending[NDArray[Any]]):
+    """A call in progress between threads: it ends at the first test after the last rank has come."""
+
+    def __init__(self, meeting: Meeting, rank: int, item: NDArray[Any], out: NDArray[Any]) -> None:
+        super().__init__(out)
+        self._meeting, self._rank, self._shape = meeting, rank, (item.dtype, out.shape)
+        self._board = meeting.post(rank, (self._shape, item.copy()))
+
+    def _test(self) -> bool:
+        if len(self._board) < len(self._meeting.slots):
+            if self._meeting.barrier.broken:
+                raise CommError(f"rank {self._rank}: another rank left")
+            return False
+        items = [item for _, item in sorted(self._board, key=lambda entry: int(entry[0]))]
+        if any(shape != self._shape for shape, _ in items):
+            raise CommError(f"rank {self._rank}: calls were started in different orders, or with different counts")
+        np.concatenate([item for _, item in items], out=self._result.reshape(-1))
+        return True
 
 
 class LocalCommunicator(Communicator):
@@ -48,7 +91,7 @@ class LocalCommunicator(Communicator):
 
     def duplicate(self) -> LocalCommunicator:
         """Return a communicator of the same threads with a meeting place of its own."""
-        fresh = Meeting(self.size, self._meeting.timeout) if self.rank == 0 else None
+        fresh = Meeting(self.size, self._meeting.timeout, self._meeting.family) if self.rank == 0 else None
         meeting = self._meeting.swap(self.rank, fresh)[0]
         return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
 
@@ -56,13 +99,18 @@ class LocalCommunicator(Communicator):
         """Return a description that says these ranks are threads."""
         return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)
 
+    @property
+    def thread_level(self) -> str:
+        """Return "multiple": a duplicate can be used by another thread."""
+        return "multiple"
+
     def barrier(self) -> None:
         """Return when every rank has called it."""
         self._meeting.swap(self.rank, None)
 
     def abort(self, code: int) -> None:
         """Break the meeting, so that the other ranks end with an error instead of waiting."""
-        self._meeting.barrier.abort()
+        self._meeting.end()
         raise CommError(f"rank {self.rank} ended the job with code {code}")
 
     def _allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -73,6 +121,12 @@ class LocalCommunicator(Communicator):
 
     def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
         np.concatenate(self._meeting.swap(self.rank, payload.copy()), out=out)
+
+    def _start_allgather(self, array: NDArray[np.int64]) -> Pending[NDArray[np.int64]]:
+        return LocalPending(self._meeting, self.rank, array, np.empty((self.size, array.size), np.int64))
+
+    def _start_allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> Pending[Bytes]:
+        return LocalPending(self._meeting, self.rank, payload, out)
 
     def _alltoallv(self, payload: Bytes, counts: Counts, out: Bytes, out_counts: Counts) -> None:
         pieces = np.split(payload.copy(), np.cumsum(counts)[:-1])
@@ -107,7 +161,7 @@ def run_ranks(
         try:
             return function(LocalCommunicator(meeting, rank, size, call_limit))
         except BaseException:
-            meeting.barrier.abort()
+            meeting.end()
             raise
 
     with ThreadPoolExecutor(size) as pool:

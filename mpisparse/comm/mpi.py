@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
 
 _THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "single",
@@ -14,6 +16,20 @@ _THREAD_LEVELS = {
     MPI.THREAD_SERIALIZED: "serialized",
     MPI.THREAD_MULTIPLE: "multiple",
 }
+
+Result = TypeVar("Result")
+
+
+class MPIPending(Pending[Result]):
+    """An MPI request, with the buffers that MPI reads and writes until it has ended."""
+
+    def __init__(self, request: MPI.Request, result: Result, *buffers: object) -> None:
+        super().__init__(result)
+        self._request = request
+        self._buffers = buffers
+
+    def _test(self) -> bool:
+        return bool(self._request.Test())
 
 
 class MPICommunicator(Communicator):
@@ -36,8 +52,12 @@ class MPICommunicator(Communicator):
         nodes = int(self.allgather([int(leader)]).sum())
         library = _library_name(MPI.Get_library_version())
         standard = "MPI {}.{}".format(*MPI.Get_version())
-        level = _THREAD_LEVELS.get(MPI.Query_thread(), "unknown")
-        return Description(library, standard, level, MPI.Get_processor_name(), nodes, local_size)
+        return Description(library, standard, self.thread_level, MPI.Get_processor_name(), nodes, local_size)
+
+    @property
+    def thread_level(self) -> str:
+        """Return what MPI allows threads, "multiple" unless the library or mpi4py's settings say otherwise."""
+        return _THREAD_LEVELS.get(MPI.Query_thread(), "unknown")
 
     def barrier(self) -> None:
         """Return when every rank has called it."""
@@ -54,6 +74,15 @@ class MPICommunicator(Communicator):
 
     def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
         self._comm.Allgatherv([payload, MPI.BYTE], [out, (counts, _displs(counts)), MPI.BYTE])
+
+    def _start_allgather(self, array: NDArray[np.int64]) -> Pending[NDArray[np.int64]]:
+        gathered = np.empty((self.size, array.size), np.int64)
+        return MPIPending(self._comm.Iallgather(array, gathered), gathered, array)
+
+    def _start_allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> Pending[Bytes]:
+        displs = _displs(counts)
+        request = self._comm.Iallgatherv([payload, MPI.BYTE], [out, (counts, displs), MPI.BYTE])
+        return MPIPending(request, out, payload, counts, displs)
 
     def _alltoallv(self, payload: Bytes, counts: Counts, out: Bytes, out_counts: Counts) -> None:
         self._comm.Alltoallv(

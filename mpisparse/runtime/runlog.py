@@ -28,6 +28,7 @@ class StepRecord:
     step: optimizer steps done, this one included.
     loss_sum: sum of the loss over this rank's samples. samples: their number, which may be 0.
     traffic: what the exchange moved. seconds: by phase.
+    hidden: seconds that messages were in the air while this rank computed: in no phase, and no part of the step's time.
     """
 
     step: int
@@ -37,11 +38,13 @@ class StepRecord:
     samples: int
     traffic: Traffic
     seconds: dict[str, float]
+    hidden: float = 0.0
 
     def numbers(self) -> list[float]:
         """Return what differs between ranks, as the columns that `flush` gathers."""
         traffic = self.traffic
         columns = [self.loss_sum, self.samples, traffic.payload, traffic.received, traffic.dense, traffic.count]
+        columns.append(self.hidden)
         return [float(column) for column in columns] + [self.seconds[name] for name in NAMES]
 
 
@@ -110,7 +113,7 @@ class RunLog:
 def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
     """Return the object of one step in metrics.jsonl from every rank's columns, of shape (size, columns)."""
     loss_sum, samples = numbers[:, 0].sum(), int(numbers[:, 1].sum())
-    seconds = numbers[:, 6:]
+    seconds = numbers[:, 7:]
     return {
         "schema": SCHEMA,
         "kind": "step",
@@ -126,6 +129,7 @@ def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -
         "entries": record.traffic.numel * len(numbers),
         "seconds": _by_phase(seconds.mean(axis=0)),
         "seconds_slowest": _by_phase(seconds.max(axis=0)),
+        "hidden_seconds": round(float(numbers[:, 6].mean()), 9),
     }
 
 
@@ -139,6 +143,7 @@ def _own(record: StepRecord) -> dict[str, Any]:
         "received_bytes": record.traffic.received,
         "count": record.traffic.count,
         "seconds": {name: round(spent, 9) for name, spent in record.seconds.items()},
+        "hidden_seconds": round(record.hidden, 9),
     }
 
 

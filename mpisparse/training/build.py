@@ -77,6 +77,7 @@ def build_optimizer(
         ),
         dense=exchange.dense,
         nonfinite=exchange.nonfinite,
+        overlap=exchange.overlap,
         seed=config.seed,
         comm=comm,
         phases=phases,

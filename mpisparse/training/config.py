@@ -302,6 +302,7 @@ class Exchange(Section):
     indices: index coding of messages.
     gigabits: speed of the network in Gbit/s, from which indices "auto" judges what bytes are worth.
     nonfinite: what to do when a gradient holds NaN or infinity.
+    overlap: send buckets while backward still runs: "on", "off", or "auto", which tries both; the bits are the same.
     """
 
     granularity: Literal["model", "tensor", "bucket"] = "model"
@@ -313,6 +314,7 @@ class Exchange(Section):
     indices: IndexCoding = "auto"
     gigabits: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     nonfinite: Literal["raise", "skip"] = "raise"
+    overlap: Literal["auto", "on", "off"] = "auto"
 
 
 # How long, and what is kept of it -----------------------------------------------------------------------------------

@@ -82,17 +82,24 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
 
     Args:
         metrics: of the last evaluation.
-        totals: "seconds" by phase (mean over ranks), "wall", "payload", "received", "dense" (bytes of all ranks),
+        totals: "seconds" by phase (mean over ranks), "hidden" (seconds that messages moved meanwhile), "wall",
+            "payload", "received", "dense" (bytes of all ranks),
             "count" and "entries" of all ranks, "steps".
         size: ranks.
     """
     seconds = totals["seconds"]
     shown = ("compute", "sparsify", "encode", "exchange", "decode", "agree", "apply", "data")
+    hidden = []
+    if totals["hidden"] >= 0.05:  # less, such as the trial of "auto" that chose otherwise, would be shown as 0.0 s
+        hidden.append(
+            ("exchange", f"{seconds['exchange']:.1f} s exposed, {totals['hidden']:.1f} s hidden while a rank computed")
+        )
     rows = [
         ("test loss", f"{metrics['loss']:.4f}"),
         ("test accuracy", f"{metrics['accuracy']:.2%}"),
         ("time", f"{totals['wall']:.1f} s for {totals['steps']} steps"),
         ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
+        *hidden,
         ("density sent", f"{totals['count'] / max(1, totals['entries']):.2%} of entries"),
         ("message", f"{_bytes(totals['payload'] / max(1, totals['steps']) / size)} a rank and step"),
     ]

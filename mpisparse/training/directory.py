@@ -21,7 +21,7 @@ from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import differences, to_toml, to_tree
 
 #: Keys that a resumed run may change without becoming another run.
-_MAY_CHANGE = ("training.length", "training.evaluate", "training.log_every", "checkpoint.")
+_MAY_CHANGE = ("training.length", "training.evaluate", "training.log_every", "exchange.overlap", "checkpoint.")
 
 
 def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -> Path:

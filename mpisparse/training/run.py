@@ -157,6 +157,7 @@ class _Run:
         self.totals: dict[str, Any] = {
             **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries"), 0),
             "seconds": dict.fromkeys(NAMES, 0.0),
+            "hidden": 0.0,
             "wall": 0.0,
         }
         self.train_loss: float | None = None
@@ -172,6 +173,7 @@ class _Run:
         with Console(comm.rank, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
+            trainer.optimizer.say_with(console.say)
             while trainer.steps_done < self.steps:
                 begin = perf_counter()
                 self.log.step(trainer.step())
@@ -210,6 +212,7 @@ class _Run:
             self.totals["entries"] += line["entries"]
             for name in NAMES:
                 self.totals["seconds"][name] += line["seconds"][name]
+            self.totals["hidden"] += line["hidden_seconds"]
             self.train_loss = line["loss"]
             console.advance(line["step"], line["epoch"], line["loss"])
 

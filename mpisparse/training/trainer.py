@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -50,8 +51,10 @@ class Trainer:
             share = self.sampler.next()
         with self.phases("compute"):
             self.optimizer.zero_grad()
-        loss_sum = self._accumulate(share)
         samples = share.indices.numel()
+        # Here the ranks have just met, at the end of the last step: to agree costs the least.
+        self.optimizer.expect(samples=samples)
+        loss_sum = self._accumulate(share)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.synchronize(samples=samples)
         if self.options.clip_norm:
@@ -68,6 +71,7 @@ class Trainer:
             samples=samples,
             traffic=self.optimizer.traffic,
             seconds=self.phases.take(),
+            hidden=self.optimizer.hidden_seconds,
         )
 
     def _accumulate(self, share: Share) -> float:
@@ -76,10 +80,11 @@ class Trainer:
         loss_sum = 0.0
         if samples == 0:
             return loss_sum
-        for part in torch.split(share.indices, self.options.microbatch or samples):
+        *first, last = torch.split(share.indices, self.options.microbatch or samples)
+        for part in (*first, last):
             with self.phases("data"):
                 inputs, targets = self.data.batch(part)
-            with self.phases("compute"):
+            with self.phases("compute"), nullcontext() if part is last else self.optimizer.no_sync():
                 loss = self.loss(self.model(inputs), targets)
                 weighted = loss if part.numel() == samples else loss * (part.numel() / samples)
                 weighted.backward()  # type: ignore[no-untyped-call]

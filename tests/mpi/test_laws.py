@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import laws, laws_overlap
 from tests.launch import mpirun
-from tests.laws import LAWS
+
+LAWS = {**laws.LAWS, **laws_overlap.LAWS}
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mpisparse.comm import run_ranks
-from tests.laws import LAWS
+from tests import laws, laws_overlap
+
+LAWS = {**laws.LAWS, **laws_overlap.LAWS}
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

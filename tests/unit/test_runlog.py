@@ -18,7 +18,9 @@ from mpisparse.runtime.runlog import RunLog, StepRecord, replace_file
 def record(step: int, rank: int = 0) -> StepRecord:
     seconds = dict.fromkeys(NAMES, 0.25 * (rank + 1))
     traffic = Traffic(payload=10 + rank, received=20, dense=40, count=3 + rank, numel=100)
-    return StepRecord(step, 0, 0.1, loss_sum=2.0 * rank, samples=rank, traffic=traffic, seconds=seconds)
+    return StepRecord(
+        step, 0, 0.1, loss_sum=2.0 * rank, samples=rank, traffic=traffic, seconds=seconds, hidden=0.5 * rank
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -42,6 +44,9 @@ def test_steps_are_merged_over_ranks(tmp_path: Path) -> None:
     assert (first["count"], first["entries"]) == (12, 300)
     assert first["seconds"]["compute"] == 0.5
     assert first["seconds_slowest"]["compute"] == 0.75
+    assert first["hidden_seconds"] == 0.5
+    assert sum(first["seconds"].values()) == 0.5 * len(NAMES)
+    assert lines(tmp_path / "ranks" / "rank-00002.jsonl")[0]["hidden_seconds"] == 1.0
     assert [line["count"] for line in lines(tmp_path / "ranks" / "rank-00002.jsonl")] == [5, 5]
 
 

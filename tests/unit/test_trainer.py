@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from threading import Lock
 
 import pytest
@@ -80,6 +81,31 @@ def test_a_resumed_run_takes_its_options_from_the_configuration() -> None:
     buffers = [s["momentum_buffer"] for s in second.optimizer.state.values()]
     assert buffers
     assert all(bool(buffer.any()) for buffer in buffers)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_overlap_trains_to_the_same_bits_and_resumes(size: int) -> None:
+    """Microbatches, uneven last batches and a state taken over in the middle of an epoch included."""
+
+    def one(comm: Communicator) -> None:
+        training = {"length": "2 epochs", "batch": 190, "microbatch": 100}
+        tensors = {"granularity": "tensor", "bucket_mib": 0.001}
+        plain, early, resumed = (
+            make(comm, training=training, exchange={**tensors, "overlap": mode}) for mode in ("off", "on", "on")
+        )
+        hidden = 0.0
+        for step in range(10):
+            if step == 5:
+                resumed.load_state(*deepcopy((early.replicated_state(), early.rank_state())))
+            records = [trainer.step() for trainer in ((plain, early, resumed) if step >= 5 else (plain, early))]
+            assert len({(record.samples, record.loss_sum) for record in records}) == 1
+            hidden += records[1].hidden
+        assert hidden > 0
+        for p, q, r in zip(*(trainer.model.parameters() for trainer in (plain, early, resumed)), strict=True):
+            assert torch.equal(p, q)
+            assert torch.equal(p, r)
+
+    run_ranks(size, one)
 
 
 def test_a_skipped_step_is_recorded_as_one_that_moved_nothing() -> None:

@@ -1,0 +1,64 @@
+"""rehearse: a step on a small made-up vector, so that no real step waits for a compiler."""
+
+from __future__ import annotations
+
+from functools import cache
+from time import perf_counter
+
+import numpy as np
+
+from mpisparse import random, wire
+from mpisparse.comm import Communicator
+from mpisparse.kernels.histogram import BINS, count_high_bits
+from mpisparse.kernels.largest import SHORT
+from mpisparse.kernels.sums import mean_into
+from mpisparse.memory import Memory
+from mpisparse.sparsifiers import Sparsifier
+from mpisparse.wire import Wire
+
+#: Long enough for the ways that long vectors take.
+_NUMEL = 2 * SHORT
+
+#: More seconds than loading what was compiled before takes.
+_COMPILED = 3.0
+
+
+def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory, options: Wire) -> str:
+    """Return what to say of the time it took to have every kernel ready that this exchange needs. Collective.
+
+    One rank a node goes first: what it compiles lies on the disk, in numba's cache, when the others come.
+    """
+    nodes = comm.allgather_bytes(comm.describe().node.encode())
+    leads = nodes.index(nodes[comm.rank]) == comm.rank
+    begin = perf_counter()
+    if leads:
+        rehearse(sparsifier.amplifies, memory, options)
+    comm.barrier()
+    if not leads:
+        rehearse(sparsifier.amplifies, memory, options)
+    comm.barrier()
+    seconds = perf_counter() - begin
+    how = "compiled, once for this machine" if seconds > _COMPILED else "loaded"
+    return f"kernels {how}, in {seconds:.1f} s"
+
+
+@cache
+def rehearse(amplifies: bool, memory: Memory, options: Wire) -> None:
+    """Compile or load every kernel that an exchange of such a rule, memory and wire may call; once a process."""
+    gradient = np.linspace(-1, 1, _NUMEL, dtype=np.float32)
+    kept = memory.start(_NUMEL, _NUMEL)
+    source = kept.source(gradient, slice(0, _NUMEL))
+    if amplifies:
+        for target, variance in ((_NUMEL / 50, None), (None, 1.0)):
+            level = source.level(target=target, variance=variance, iterations=None)
+        sparse = source.toss(np.float32(level), random.generator(0, 0, 0, 0), _NUMEL / 50)
+    else:
+        sparse = source.take(source.largest(_NUMEL // 50, None))
+        source.find(np.float32(0.5), _NUMEL)
+    decoded = wire.decode(wire.encode(sparse, options))
+    source.sent(wire.rounded(sparse, options))
+    mean_into(gradient, [decoded, decoded], 2)
+    # What is called only where a sample misleads, or many entries compete.
+    bins = np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS)
+    count_high_bits(gradient, 2, *bins)
+    wire.warm_up()
