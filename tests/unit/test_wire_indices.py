@@ -94,6 +94,15 @@ def test_runs_of_neighbours_are_cheap() -> None:
     assert 8 * how.size / indices.size < 5
 
 
+@pytest.mark.parametrize("length", [31, 32, 33, 255, 256])
+def test_blocks_change_their_form_at_thirty_two_entries(length: int) -> None:
+    sparse = vector(np.array([*range(256, 256 + length), 600], np.uint32), 700)
+    how, body = written(sparse.indices, 700, "blocks")
+    assert body[:3].tolist() == [0, min(length, 32), 1]
+    assert how.size == 3 + min(length, 32) + 1
+    assert same(decode(encode(sparse, Wire(indices="blocks"))), sparse)
+
+
 @pytest.mark.parametrize("coding", ["auto", "raw", "rice"])
 def test_wide_indices_come_back(coding: IndexCoding) -> None:
     for numel in (2**32 + 1, 2**40, 2**62):
