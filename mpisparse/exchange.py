@@ -14,7 +14,7 @@ from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
 from mpisparse.flat import Bucket, FlatGradients
-from mpisparse.kernels.sums import mean_into
+from mpisparse.kernels.anywhere import mean_into, on_host, put
 from mpisparse.memory import Memory
 from mpisparse.phases import Phases
 from mpisparse.sparsifiers import Sparsifier, Tracked
@@ -63,7 +63,7 @@ class GradientExchange:
         self.flat = flat
         self.sparsifier = sparsifier
         self.memory = memory
-        self.kept = memory.start(flat.buffer.numel(), flat.sparse_numel)
+        self.kept = memory.start(flat.buffer.numel(), flat.sparse_numel, like=flat.vector)
         self.tracked = [Tracked() for _ in flat.buckets]
         self.wire = wire
         self.collective = collective
@@ -180,7 +180,9 @@ class GradientExchange:
         if self.collective.comm.size > 1:
             # A sum that overflows is an error below, with the tensor's name.
             with self.phases("exchange"), np.errstate(over="ignore"):
-                incoming = self.dense_mean.average(vector)
+                host = on_host(vector)
+                incoming = self.dense_mean.average(host)
+                put(vector, host)
         with self.phases("decode"):
             bad = self.flat.first_bad_entry(bucket.place)
         if bad is not None:
@@ -191,9 +193,10 @@ class GradientExchange:
         """Return the step, the seed, what the rule tracks, and this rank's memory by parameter name, as copies."""
         memory: dict[str, dict[str, Tensor]] = {}
         for name, vector in self.kept.vectors().items():
-            slots = [slot for slot in self.flat.slots if slot.stop <= vector.size]
+            host = on_host(vector)
+            slots = [slot for slot in self.flat.slots if slot.stop <= host.size]
             memory[name] = {
-                slot.name: torch.from_numpy(vector[slot.start : slot.stop].copy()).view(slot.parameter.shape)
+                slot.name: torch.from_numpy(host[slot.start : slot.stop].copy()).view(slot.parameter.shape)
                 for slot in slots
             }
         comm = self.collective.comm
@@ -222,10 +225,10 @@ class GradientExchange:
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))
         for name, vector in vectors.items():
-            slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= vector.size}
+            slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
             _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
             for key, slot in slots.items():
-                vector[slot.start : slot.stop] = memory[name][key].reshape(-1).numpy()
+                put(vector[slot.start : slot.stop], memory[name][key].reshape(-1).numpy())
         self._load_tracked(state)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpisparse.errors import ConfigError
-from mpisparse.kernels.vectors import is_finite
+from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
 
 Granularity = Literal["model", "tensor", "bucket"]
 
@@ -83,7 +83,8 @@ class FlatGradients:
     - Sparsified tensors come first, those that are always dense after them: `sparse_numel` tells the border.
     - A gradient that autograd makes afresh (after `zero_grad(set_to_none=True)`) is copied into its slice by a hook as
       soon as it is final, so it is never held twice. A slice whose parameter got no gradient is zeroed by `collect`.
-    - Parameters that are not float32 on the CPU keep gradients of their own, copied in by `collect`, out by `publish`.
+    - The buffer lies where the parameters lie, on the CPU if they lie in several places. Those that lie elsewhere, or
+      are not float32, keep gradients of their own, copied in by `collect` and out by `publish`.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], layout: Layout) -> None:
@@ -94,7 +95,7 @@ class FlatGradients:
         sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
         dense = [(name, p) for name, p in named if layout.is_dense(p)]
         self.slots = tuple(_slots(sparse + dense))
-        self.buffer = torch.zeros(self.slots[-1].stop)
+        self.buffer = torch.zeros(self.slots[-1].stop, device=_common_device(named))
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
         self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
@@ -107,10 +108,9 @@ class FlatGradients:
             slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
 
     @property
-    def vector(self) -> NDArray[np.float32]:
-        """Return the whole buffer as a numpy array that shares its memory."""
-        array: NDArray[np.float32] = self.buffer.numpy()
-        return array
+    def vector(self) -> Anywhere:
+        """Return the whole buffer as the kernels take it, sharing its memory: a numpy array unless on a device."""
+        return see(self.buffer)
 
     @torch.no_grad()
     def collect(self) -> NDArray[np.bool_]:
@@ -137,7 +137,7 @@ class FlatGradients:
             view = self._views[id(slot.parameter)]
             if not slot.parameter.requires_grad or (not present[i] and not bool(view.any())):
                 slot.parameter.grad = None
-            elif _can_alias(slot.parameter):
+            elif self._can_alias(slot.parameter):
                 slot.parameter.grad = view
             elif slot.parameter.grad is None:
                 slot.parameter.grad = view.to(slot.parameter)
@@ -155,10 +155,8 @@ class FlatGradients:
 
     def first_bad_entry(self, place: slice = slice(None)) -> int | None:
         """Return where in the buffer the first NaN or infinity of a part of it lies, or None. One pass."""
-        part = self.vector[place]
-        if is_finite(part):
-            return None
-        return (place.start or 0) + int(np.flatnonzero(~np.isfinite(part))[0])
+        bad = first_bad_entry(self.vector[place])
+        return None if bad is None else (place.start or 0) + bad
 
     def mark(self, number: int) -> tuple[int, int] | None:
         """Return what changes when a slot's gradient is replaced, or changed in place outside the buffer."""
@@ -175,10 +173,13 @@ class FlatGradients:
     def _finished(self, parameter: Tensor) -> None:
         """Take in a gradient that autograd has finished."""
         self.fresh = True
-        if _can_alias(parameter) or self.on_final is not None:
+        if self._can_alias(parameter) or self.on_final is not None:
             self._adopt(parameter)
         if self.on_final is not None:
             self.on_final(self._numbers[id(parameter)])
+
+    def _can_alias(self, parameter: Tensor) -> bool:
+        return parameter.dtype == torch.float32 and parameter.device == self.buffer.device
 
     def _adopt(self, parameter: Tensor) -> None:
         """Copy a gradient that autograd or the user made elsewhere into its slice; make it a view where it can be."""
@@ -190,7 +191,7 @@ class FlatGradients:
         if grad.data_ptr() == view.data_ptr() and grad.dtype == view.dtype:
             return
         view.copy_(grad)
-        if _can_alias(parameter):
+        if self._can_alias(parameter):
             parameter.grad = view
 
 
@@ -215,8 +216,9 @@ def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:
             )
 
 
-def _can_alias(parameter: Tensor) -> bool:
-    return parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+def _common_device(named: list[tuple[str, Tensor]]) -> torch.device:
+    devices = {parameter.device for _, parameter in named}
+    return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
 
 def _slots(named: list[tuple[str, Tensor]]) -> Iterator[Slot]:

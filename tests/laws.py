@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mpisparse as ms
 from mpisparse.collectives import BFloat16Pieces
 from mpisparse.comm import Communicator
+from mpisparse.kernels.anywhere import on_host
 from mpisparse.sparsifiers import Sparsifier
 
 Vector = NDArray[np.float32]
@@ -29,6 +30,8 @@ RULES: tuple[Sparsifier, ...] = (
     ms.GSpar(variance=0.5),
     ms.GSpar(density=0.2, iterations=2),
 )
+#: A rule that remembers: what it sends is not a function of the vector alone.
+TRACKED = ms.TrackedTopK(density=0.1, band=0.3, every=3)
 LAYOUTS = (
     ms.Layout(),
     ms.Layout(granularity="tensor", dense_vectors=False),
@@ -80,6 +83,16 @@ def parameters(model: nn.Module) -> Vector:
     return np.concatenate([p.detach().numpy().reshape(-1) for p in model.parameters()])
 
 
+def averaged(optimizer: ms.DistributedOptimizer) -> Vector:
+    """Return the flat buffer on the host: what was averaged, once it was."""
+    return on_host(optimizer.flat.vector)
+
+
+def kept_vectors(optimizer: ms.DistributedOptimizer) -> dict[str, Vector]:
+    """Return what the memory keeps, on the host."""
+    return {name: on_host(vector) for name, vector in optimizer.exchange.kept.vectors().items()}
+
+
 def everyone(comm: Communicator, vector: Vector) -> list[Vector]:
     """Return the vectors of all ranks."""
     return [np.frombuffer(text, np.float32) for text in comm.allgather_bytes(vector.tobytes())]
@@ -102,16 +115,17 @@ def law_conservation(comm: Communicator) -> None:
     for layout in LAYOUTS:
         for values in ("float32", "bfloat16", "float16", "sign"):
             model = Net()
-            optimizer = wrap(comm, model, ms.TopK(density=0.05), wire=ms.Wire(values), layout=layout)
+            rule = TRACKED if values == "bfloat16" else ms.TopK(density=0.05)
+            optimizer = wrap(comm, model, rule, wire=ms.Wire(values), layout=layout)
             numel = optimizer.flat.buffer.numel()
             went_in, applied = np.zeros(numel), np.zeros(numel)
             for step in range(12):
                 set_gradients(model, gradient(step, comm.rank, numel))
                 went_in += optimizer_vector(optimizer)
                 optimizer.synchronize()
-                applied += optimizer.flat.vector.astype(np.float64)
+                applied += averaged(optimizer).astype(np.float64)
                 optimizer.step()
-            residual = optimizer.exchange.kept.vectors()["residual"]
+            residual = kept_vectors(optimizer)["residual"]
             went_in[: residual.size] -= residual
             kept = sum(v.astype(np.float64) for v in everyone(comm, went_in.astype(np.float32)))
             np.testing.assert_allclose(applied * comm.size, kept, atol=1e-3)
@@ -121,7 +135,7 @@ def law_conservation(comm: Communicator) -> None:
 def optimizer_vector(optimizer: ms.DistributedOptimizer) -> Vector:
     """Return the gradients in the order of the flat buffer."""
     optimizer.flat.collect()
-    return optimizer.flat.vector.copy()
+    return averaged(optimizer).copy()
 
 
 def law_sum_is_that_of_the_messages(comm: Communicator) -> None:
@@ -131,7 +145,7 @@ def law_sum_is_that_of_the_messages(comm: Communicator) -> None:
         optimizer = wrap(comm, model, rule, layout=ms.Layout(dense_vectors=False), seed=3)
         numel = optimizer.flat.buffer.numel()
         for step in range(4):
-            kept = optimizer.exchange.kept.vectors().get("residual")
+            kept = kept_vectors(optimizer).get("residual")
             residual = np.zeros(numel, np.float32) if kept is None else kept.copy()
             corrected = residual + gradient(step, comm.rank, numel)
             chosen = rule.select(corrected, ms_generator(3, comm.rank, step))
@@ -140,7 +154,7 @@ def law_sum_is_that_of_the_messages(comm: Communicator) -> None:
                 expected += theirs
             set_gradients(model, gradient(step, comm.rank, numel))
             optimizer.step()
-            np.testing.assert_array_equal(optimizer.flat.vector, expected / np.float32(comm.size))
+            np.testing.assert_array_equal(averaged(optimizer), expected / np.float32(comm.size))
 
 
 def ms_generator(seed: int, rank: int, step: int) -> np.random.Generator:
@@ -223,7 +237,7 @@ def law_dense_in_bfloat16_is_not_fed_back(comm: Communicator) -> None:
     np.testing.assert_array_equal(found, found if comm.size == 1 else to_bfloat16(found))
     assert comm.size > 1 or np.array_equal(found, noise)
     assert optimizer.traffic.payload == 2 * numel
-    assert not optimizer.exchange.kept.vectors()["residual"].any()
+    assert not kept_vectors(optimizer)["residual"].any()
     if comm.size > 1:
         optimizer.zero_grad()
         set_gradients(model, np.full(numel, np.finfo(np.float32).max))
@@ -242,7 +256,7 @@ def to_bfloat16(vector: Vector) -> Vector:
 
 def law_replicas(comm: Communicator) -> None:
     """After every step all ranks hold bit-identical parameters, also when some send nothing."""
-    for rule in RULES:
+    for rule in (*RULES, TRACKED):
         for layout in LAYOUTS:
             model = Net(seed=comm.rank)  # made different: wrapping gives all of them rank 0's
             optimizer = wrap(comm, model, rule, layout=layout)
@@ -265,8 +279,8 @@ def law_momentum_correction_replicas_and_conservation(comm: Communicator) -> Non
         due += velocity
         set_gradients(model, vector)
         optimizer.step()
-        applied += optimizer.flat.vector
-    due -= optimizer.exchange.kept.vectors()["accumulated"]
+        applied += averaged(optimizer)
+    due -= kept_vectors(optimizer)["accumulated"]
     total = sum(v.astype(np.float64) for v in everyone(comm, due.astype(np.float32)))
     np.testing.assert_allclose(applied * comm.size, total, atol=1e-2)
     theirs = everyone(comm, parameters(model))
@@ -285,7 +299,7 @@ def law_unbiased(comm: Communicator) -> None:
         for _ in range(draws):
             set_gradients(model, own)
             optimizer.step()
-            total += optimizer.flat.vector
+            total += averaged(optimizer)
             assert optimizer.traffic is not None
             count += optimizer.traffic.count
         theirs = np.stack(everyone(comm, own)).astype(np.float64)
@@ -304,6 +318,7 @@ def law_resume(comm: Communicator) -> None:
         (ms.TopK(density=0.05), None),
         (ms.TopK(density=ms.Exponential(start=0.5, density=0.05, steps=6)), ms.MomentumCorrection()),
         (ms.GSpar(density=0.2), None),
+        (TRACKED, None),
     ):
         model = Net()
         straight = wrap(comm, model, rule, memory=memory)
@@ -358,7 +373,7 @@ def law_bad_gradient_stops_all(comm: Communicator) -> None:
         model = Net()
         optimizer = wrap(comm, model, ms.TopK(density=0.1))
         train(comm, model, optimizer, 3)
-        before, residual = parameters(model), optimizer.exchange.kept.vectors()["residual"].copy()
+        before, residual = parameters(model), kept_vectors(optimizer)["residual"].copy()
         set_gradients(model, gradient(0, comm.rank, before.size))
         culprit = comm.size - 1
         if comm.rank == culprit:
@@ -368,7 +383,7 @@ def law_bad_gradient_stops_all(comm: Communicator) -> None:
             optimizer.step()
         assert raised.value.on_all_ranks
         np.testing.assert_array_equal(parameters(model), before)
-        np.testing.assert_array_equal(optimizer.exchange.kept.vectors()["residual"], residual)
+        np.testing.assert_array_equal(kept_vectors(optimizer)["residual"], residual)
 
 
 def law_bad_gradient_skips_all(comm: Communicator) -> None:
@@ -376,7 +391,7 @@ def law_bad_gradient_skips_all(comm: Communicator) -> None:
     model = Net()
     optimizer = wrap(comm, model, ms.TopK(density=0.1), nonfinite="skip")
     train(comm, model, optimizer, 2)
-    before, residual = parameters(model), optimizer.exchange.kept.vectors()["residual"].copy()
+    before, residual = parameters(model), kept_vectors(optimizer)["residual"].copy()
     set_gradients(model, gradient(0, comm.rank, before.size))
     if comm.rank == 0:
         assert model.first.grad is not None
@@ -384,7 +399,7 @@ def law_bad_gradient_skips_all(comm: Communicator) -> None:
     optimizer.step()
     assert optimizer.skipped == 1
     np.testing.assert_array_equal(parameters(model), before)
-    np.testing.assert_array_equal(optimizer.exchange.kept.vectors()["residual"], residual)
+    np.testing.assert_array_equal(kept_vectors(optimizer)["residual"], residual)
     train(comm, model, optimizer, 1)
     assert not np.array_equal(parameters(model), before)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mpisparse as ms
 from mpisparse.collectives import Flight
 from mpisparse.comm import Communicator
-from tests.laws import RULES, Net, everyone, parameters, set_gradients, train, wrap
+from tests.laws import RULES, Net, everyone, kept_vectors, parameters, set_gradients, train, wrap
 
 LAYOUTS = (
     ms.Layout(granularity="tensor", bucket_mib=1e-6),  # a tensor a group
@@ -92,7 +92,7 @@ def law_overlap_changes_no_bit(comm: Communicator) -> None:
                 model = Deep()
                 optimizer = wrap(comm, model, rule, memory=memory, layout=layout, overlap=overlap)
                 train_deep(comm, model, optimizer, range(3))
-                kept = optimizer.exchange.kept.vectors()
+                kept = kept_vectors(optimizer)
                 found.append((parameters(model), {name: vector.copy() for name, vector in kept.items()}))
             (plain, memories), (overlapped, others) = found
             np.testing.assert_array_equal(overlapped, plain, err_msg=f"{rule} {layout}")
@@ -202,14 +202,14 @@ def law_overlap_bad_gradient_stops_all(comm: Communicator) -> None:
     if comm.rank == culprit:
         model.layers[2].register_hook(lambda gradient: gradient * float("nan"))
     place = next(slot for slot in optimizer.flat.slots if slot.name == "layers.2")
-    residual = optimizer.exchange.kept.vectors()["residual"][place.start : place.stop].copy()
+    residual = kept_vectors(optimizer)["residual"][place.start : place.stop].copy()
     model(torch.ones(2, 8)).square().mean().backward()
     with pytest.raises(ms.NonFiniteError, match=f"after 2 steps.*rank {culprit} in layers.2") as raised:
         optimizer.step()
     assert raised.value.on_all_ranks
     np.testing.assert_array_equal(parameters(model), before)
     if comm.rank == culprit:
-        np.testing.assert_array_equal(optimizer.exchange.kept.vectors()["residual"][place.start : place.stop], residual)
+        np.testing.assert_array_equal(kept_vectors(optimizer)["residual"][place.start : place.stop], residual)
     with pytest.raises(ms.MpiSparseError, match="broke off"):
         optimizer.zero_grad()
     with pytest.raises(ms.MpiSparseError, match="broke off"):
@@ -246,12 +246,12 @@ def law_overlap_second_backward_is_refused(comm: Communicator) -> None:
     model = Deep()
     optimizer = wrap(comm, model, ms.TopK(density=0.5), layout=FINE, overlap="on")
     model(torch.ones(2, 8)).square().mean().backward()
-    before = optimizer.exchange.kept.vectors()["residual"].copy()
+    before = kept_vectors(optimizer)["residual"].copy()
     with pytest.raises(ms.MpiSparseError, match=r"adds to the gradient of .*, which is on its way"):
         model(torch.ones(2, 8)).square().mean().backward()
     with optimizer.no_sync(), pytest.raises(ms.MpiSparseError, match="is on its way"):
         model(torch.ones(2, 8)).square().mean().backward()
-    np.testing.assert_array_equal(optimizer.exchange.kept.vectors()["residual"], before)
+    np.testing.assert_array_equal(kept_vectors(optimizer)["residual"], before)
     with pytest.raises(ms.MpiSparseError, match="gradients were changed between backward"):
         optimizer.step()
 

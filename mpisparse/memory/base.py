@@ -5,14 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mpisparse.errors import ConfigError
+from mpisparse.kernels.anywhere import Anywhere
 from mpisparse.kernels.source import Source
 from mpisparse.sparsifiers.base import Sparsifier
-
-Vector = NDArray[np.float32]
 
 
 class Kept(ABC):
@@ -23,21 +19,21 @@ class Kept(ABC):
     """
 
     @abstractmethod
-    def source(self, gradient: Vector, place: slice) -> Source:
+    def source(self, gradient: Anywhere, place: slice) -> Source:
         """Return what could be sent: the gradient and what was kept, together.
 
         The sum is made by the first look at the source, which changes this state. The gradient is zeros after `sent`.
         """
 
     @abstractmethod
-    def whole(self, gradient: Vector, place: slice) -> None:
+    def whole(self, gradient: Anywhere, place: slice) -> None:
         """Change the gradient in place to what is sent when everything is: all that was kept goes with it."""
 
-    def dense(self, gradient: Vector, place: slice) -> None:  # noqa: B027 - nothing to do is the common case
+    def dense(self, gradient: Anywhere, place: slice) -> None:  # noqa: B027 - nothing to do is the common case
         """Change in place a gradient that is always sent whole."""
 
     @abstractmethod
-    def vectors(self) -> dict[str, Vector]:
+    def vectors(self) -> dict[str, Anywhere]:
         """Return the state itself, by name: views, not copies. What a checkpoint stores and restores."""
 
 
@@ -45,12 +41,13 @@ class Memory(ABC):
     """Options of a memory: a frozen dataclass."""
 
     @abstractmethod
-    def start(self, numel: int, sparse_numel: int) -> Kept:
+    def start(self, numel: int, sparse_numel: int, like: Anywhere = None) -> Kept:
         """Return a fresh state.
 
         Args:
             numel: entries of the whole gradient.
             sparse_numel: how many of them, from the start, are sparsified; the rest is always dense.
+            like: a vector that lies where the state is to lie; on the host without one.
         """
 
     @abstractmethod

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from mpisparse.kernels.source import Added, Source
-from mpisparse.memory.base import Kept, Memory, Vector, refuse_amplifying
+from mpisparse.kernels.anywhere import Anywhere, added, zeros
+from mpisparse.kernels.source import Source
+from mpisparse.memory.base import Kept, Memory, refuse_amplifying
 from mpisparse.sparsifiers.base import Sparsifier
 
 
@@ -19,9 +18,9 @@ class ErrorFeedback(Memory):
     Source: Aji and Heafield, EMNLP 2017; Stich, Cordonnier, Jaggi, NeurIPS 2018.
     """
 
-    def start(self, numel: int, sparse_numel: int) -> Kept:
+    def start(self, numel: int, sparse_numel: int, like: Anywhere = None) -> Kept:
         """Return a zero residual of `sparse_numel` entries."""
-        return _Residual(sparse_numel)
+        return _Residual(zeros(sparse_numel, like))
 
     def check(self, sparsifier: Sparsifier, param_groups: list[dict[str, Any]]) -> None:
         """Refuse amplifying rules."""
@@ -29,15 +28,15 @@ class ErrorFeedback(Memory):
 
 
 class _Residual(Kept):
-    def __init__(self, numel: int) -> None:
-        self.residual = np.zeros(numel, np.float32)
+    def __init__(self, residual: Anywhere) -> None:
+        self.residual = residual
 
-    def source(self, gradient: Vector, place: slice) -> Source:
-        return Added(self.residual[place], gradient)
+    def source(self, gradient: Anywhere, place: slice) -> Source:
+        return added(self.residual[place], gradient)
 
-    def whole(self, gradient: Vector, place: slice) -> None:
+    def whole(self, gradient: Anywhere, place: slice) -> None:
         gradient += self.residual[place]
         self.residual[place] = 0.0
 
-    def vectors(self) -> dict[str, Vector]:
+    def vectors(self) -> dict[str, Anywhere]:
         return {"residual": self.residual}

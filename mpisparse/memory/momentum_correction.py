@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mpisparse.errors import ConfigError
-from mpisparse.kernels.source import Advanced, Source
-from mpisparse.memory.base import Kept, Memory, Vector, refuse_amplifying
+from mpisparse.kernels.anywhere import Anywhere, advanced, zeros
+from mpisparse.kernels.source import Source
+from mpisparse.memory.base import Kept, Memory, refuse_amplifying
 from mpisparse.sparsifiers.base import Sparsifier
 
 
@@ -37,9 +36,9 @@ class MomentumCorrection(Memory):
                 f"momentum {self.momentum} is outside (0, 1): use a value such as 0.9, or ErrorFeedback()"
             )
 
-    def start(self, numel: int, sparse_numel: int) -> Kept:
+    def start(self, numel: int, sparse_numel: int, like: Anywhere = None) -> Kept:
         """Return zero velocities of `numel` entries, and zero sums of `sparse_numel`."""
-        return _Velocity(self, numel, sparse_numel)
+        return _Velocity(self, zeros(numel, like), zeros(sparse_numel, like))
 
     def check(self, sparsifier: Sparsifier, param_groups: list[dict[str, Any]]) -> None:
         """Refuse amplifying rules, and optimizers that bring momentum of their own."""
@@ -55,14 +54,14 @@ class MomentumCorrection(Memory):
 
 
 class _Velocity(Kept):
-    def __init__(self, options: MomentumCorrection, numel: int, sparse_numel: int) -> None:
+    def __init__(self, options: MomentumCorrection, velocity: Anywhere, accumulated: Anywhere) -> None:
         self.options = options
-        self.velocity = np.zeros(numel, np.float32)
-        self.accumulated = np.zeros(sparse_numel, np.float32)
+        self.velocity = velocity
+        self.accumulated = accumulated
 
-    def source(self, gradient: Vector, place: slice) -> Source:
+    def source(self, gradient: Anywhere, place: slice) -> Source:
         options = self.options
-        return Advanced(
+        return advanced(
             self.velocity[place],
             self.accumulated[place],
             gradient,
@@ -71,7 +70,7 @@ class _Velocity(Kept):
             masking=options.masking,
         )
 
-    def whole(self, gradient: Vector, place: slice) -> None:
+    def whole(self, gradient: Anywhere, place: slice) -> None:
         accumulated = self.accumulated[place]
         # In the order in which a source adds up, so that sending everything entry by entry gives the same bits.
         accumulated += self._advance(gradient, place)
@@ -80,22 +79,22 @@ class _Velocity(Kept):
         gradient[:] = accumulated
         accumulated[:] = 0.0
 
-    def dense(self, gradient: Vector, place: slice) -> None:
+    def dense(self, gradient: Anywhere, place: slice) -> None:
         velocity = self._advance(gradient, place)
         if self.options.nesterov:
             gradient += velocity
         else:
             gradient[:] = velocity
 
-    def vectors(self) -> dict[str, Vector]:
+    def vectors(self) -> dict[str, Anywhere]:
         return {"velocity": self.velocity, "accumulated": self.accumulated}
 
-    def _advance(self, gradient: Vector, place: slice) -> Vector:
+    def _advance(self, gradient: Anywhere, place: slice) -> Anywhere:
         velocity = self.velocity[place]
         if self.options.nesterov:
             velocity += gradient
-            velocity *= np.float32(self.options.momentum)
+            velocity *= self.options.momentum
         else:
-            velocity *= np.float32(self.options.momentum)
+            velocity *= self.options.momentum
             velocity += gradient
         return velocity

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mpisparse.kernels.source import Forgotten, Source
-from mpisparse.memory.base import Kept, Memory, Vector
+from mpisparse.kernels.anywhere import Anywhere, forgotten
+from mpisparse.kernels.source import Source
+from mpisparse.memory.base import Kept, Memory
 from mpisparse.sparsifiers.base import Sparsifier
 
 
@@ -14,7 +15,7 @@ from mpisparse.sparsifiers.base import Sparsifier
 class NoMemory(Memory):
     """Keeps nothing. Around a biased rule such as TopK it loses gradient for good: use it there to show just that."""
 
-    def start(self, numel: int, sparse_numel: int) -> Kept:
+    def start(self, numel: int, sparse_numel: int, like: Anywhere = None) -> Kept:
         """Return a state without vectors."""
         return _Nothing()
 
@@ -23,11 +24,11 @@ class NoMemory(Memory):
 
 
 class _Nothing(Kept):
-    def source(self, gradient: Vector, place: slice) -> Source:
-        return Forgotten(gradient)
+    def source(self, gradient: Anywhere, place: slice) -> Source:
+        return forgotten(gradient)
 
-    def whole(self, gradient: Vector, place: slice) -> None:
+    def whole(self, gradient: Anywhere, place: slice) -> None:
         pass
 
-    def vectors(self) -> dict[str, Vector]:
+    def vectors(self) -> dict[str, Anywhere]:
         return {}

@@ -112,6 +112,9 @@ def build_sparsifier(section: schema.Sparsifier) -> sparsifiers.Sparsifier:
     if isinstance(section, schema.GsparSparsifier):
         density = None if section.density is None else _density(section.density, section.schedule)
         return sparsifiers.GSpar(density=density, variance=section.variance, iterations=section.iterations)
+    if isinstance(section, schema.TrackedTopkSparsifier):
+        density = _density(section.density, section.schedule)
+        return sparsifiers.TrackedTopK(density, band=section.band, every=section.every)
     rule = sparsifiers.Uniform if isinstance(section, schema.UniformSparsifier) else sparsifiers.TopK
     return rule(_density(section.density, section.schedule))
 

@@ -243,6 +243,17 @@ class TopkSparsifier(Section):
     schedule: DensitySchedule | None = None
 
 
+class TrackedTopkSparsifier(TopkSparsifier):
+    """Send about the share `density` of entries that are largest, by a threshold that follows them.
+
+    band: largest deviation of the count; every: steps after which the threshold is taken anew, 0 for never.
+    """
+
+    name: Literal["tracked_topk"]  # type: ignore[assignment]
+    band: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    every: Annotated[int, Field(ge=0)] = 100
+
+
 class UniformSparsifier(TopkSparsifier):
     """Send each entry with probability `density`, scaled up."""
 
@@ -278,7 +289,12 @@ class GsparSparsifier(Section):
 
 
 Sparsifier = Annotated[
-    DenseSparsifier | TopkSparsifier | UniformSparsifier | ThresholdSparsifier | GsparSparsifier,
+    DenseSparsifier
+    | TopkSparsifier
+    | TrackedTopkSparsifier
+    | UniformSparsifier
+    | ThresholdSparsifier
+    | GsparSparsifier,
     Field(discriminator="name"),
 ]
 

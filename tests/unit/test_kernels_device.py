@@ -9,17 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+import mpisparse as ms
 from mpisparse import random
+from mpisparse.comm import run_ranks, solo
 from mpisparse.errors import NonFiniteError
 from mpisparse.kernels import device, sums
 from mpisparse.kernels.device import DeviceAdded, DeviceAdvanced, DeviceForgotten, DeviceSource
 from mpisparse.kernels.source import Added, Advanced, Forgotten, HostSource
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import GSpar, Sparsifier, Threshold, TopK, TrackedTopK, Uniform
+from tests.laws import LAWS
 from tests.unit.hard_vectors import HARD, Vector, draw
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 where = pytest.mark.parametrize("place", ["cpu", CUDA])
+
+#: Laws that compare tosses with those of the host.
+NEEDS_ARRAYS = {"sum_is_that_of_the_messages"}
 
 Pair = tuple[HostSource, DeviceSource]
 MOMENTUM = {"momentum": 0.9, "masking": True}
@@ -116,3 +122,24 @@ def test_bad_entries_are_refused(place: str, bad: float) -> None:
     for rule in (TopK(0.1), GSpar(density=0.1)):
         with pytest.raises(NonFiniteError, match="entry 41 of 100"):
             rule.choose(DeviceSource(torch.from_numpy(vector).to(place)), None)
+
+
+@pytest.mark.parametrize("law", [name for name in LAWS if name not in NEEDS_ARRAYS])
+def test_the_laws_hold_where_vectors_are_tensors(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole exchange as on a device, on two ranks, with the CPU's tensors in the place of a device's."""
+    monkeypatch.setattr("mpisparse.flat.see", lambda tensor: tensor)
+    assert run_ranks(2, LAWS[law]) == [None] * 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_on_a_device_stays_on_it() -> None:
+    model = torch.nn.Linear(300, 20).cuda()
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = ms.DistributedOptimizer(plain, model, sparsifier=ms.TopK(0.01), comm=solo())
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(4, 300, device="cuda")).square().sum().backward()
+        optimizer.step()
+    assert optimizer.flat.buffer.is_cuda
+    assert all(vector.is_cuda for vector in optimizer.exchange.kept.vectors().values())
+    assert optimizer.traffic.count == round(0.01 * 6000) + 20
