@@ -24,6 +24,8 @@ class Tracked:
     """The magnitude from which on entries are sent; 0 when none is known."""
     age: int = 0
     """Steps since it was taken from an exact selection."""
+    drift: float = 0.0
+    """By how much its logarithm grows a step, as far as it was seen to: it does while a residual builds up."""
 
     def state_dict(self) -> dict[str, float]:
         """Return the state as plain numbers."""
@@ -32,6 +34,7 @@ class Tracked:
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Take up what `state_dict` returned."""
         self.threshold, self.age = float(state["threshold"]), int(state["age"])
+        self.drift = float(state["drift"])
 
 
 class Sparsifier(ABC):

@@ -14,9 +14,15 @@ from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers.base import Sparsifier, Tracked
 from mpisparse.sparsifiers.density import Density, check_density, check_steps, density_at, fixed_density
 
-#: How much of a deviation of the count the threshold makes up for: the tails of gradients fall with about the fifth
-#: power of the magnitude where a per cent of them is left.
-_GAIN = 0.2
+#: How much of a deviation of the count's logarithm the threshold's makes up for. Under error feedback the count answers
+#: with more than ten times that: entries that were kept crowd just below the threshold. More gain makes it swing.
+_GAIN = 0.05
+
+#: How much of it counts as drift that goes on.
+_DRIFT_GAIN = 0.01
+
+#: The drift of one step is never taken for more than this: a leap is no drift.
+_LARGEST_DRIFT = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,17 @@ class TrackedTopK(Sparsifier):
             tracked.age += 1
             due = 0 < self.every <= tracked.age
             if found.indices is not None and found.number >= count * (1 - self.band) and not due:
-                tracked.threshold *= (found.number / count) ** _GAIN
+                deviation = math.log(found.number / count)
+                tracked.drift += _DRIFT_GAIN * deviation
+                tracked.threshold *= math.exp(_GAIN * deviation + tracked.drift)
                 return source.take(found.indices)
             among = found.indices if found.number >= count else None
         sparse = source.take(source.largest(count, generator, among))
-        tracked.threshold = float(np.abs(sparse.values).min()) if sparse.count else 0.0
-        tracked.age = 0
+        threshold = float(np.abs(sparse.values).min()) if sparse.count else 0.0
+        if threshold and tracked.threshold:
+            missed = math.log(threshold / tracked.threshold)
+            tracked.drift += min(max(missed / 2, -_LARGEST_DRIFT), _LARGEST_DRIFT)
+        tracked.threshold, tracked.age = threshold * math.exp(tracked.drift), 0
         return sparse
 
     def at(self, step: int) -> TrackedTopK:
