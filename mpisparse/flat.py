@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakMethod
@@ -113,15 +113,19 @@ class FlatGradients:
         return see(self.buffer)
 
     @torch.no_grad()
-    def collect(self) -> NDArray[np.bool_]:
-        """Bring every gradient into the buffer, and return which parameters have one, bool of shape (len(slots),)."""
+    def collect(self, sent: Collection[int] = ()) -> NDArray[np.bool_]:
+        """Bring every gradient into the buffer, and return which parameters have one, bool of shape (len(slots),).
+
+        Args:
+            sent: numbers of slots whose gradients are in messages already: what is in the buffer there stays.
+        """
         present = np.ones(len(self.slots), bool)
         for i, slot in enumerate(self.slots):
             view = self._views[id(slot.parameter)]
             if slot.parameter.grad is None:
                 present[i] = False
                 view.zero_()
-            else:
+            elif i not in sent:
                 self._adopt(slot.parameter)
         return present
 

@@ -244,7 +244,7 @@ class DistributedOptimizer(Optimizer):
         news = early.news(samples)
         overlaps = News.OVERLAPS in news
         with self.phases("compute"):
-            present = self.flat.collect()
+            present = self.flat.collect(sender.sent_slots())
             self._refuse_strangers()
             if scale is not None:
                 self.flat.buffer /= float(scale)

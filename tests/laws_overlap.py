@@ -385,6 +385,8 @@ def law_overlap_trial_settles_alike(comm: Communicator) -> None:
     said: list[str] = []
     model, plain = Deep(), Deep()
     optimizer = wrap(comm, model, ms.TopK(density=0.1), layout=FINE, overlap="auto", say=said.append)
+    assert [line for line in said if not line.startswith("kernels ")] == []
+    said.clear()
     reference = wrap(comm, plain, ms.TopK(density=0.1), layout=FINE, overlap="off")
     modes = []
     for step in range(30):
@@ -436,6 +438,7 @@ def law_overlap_trial_gives_up_on_programs_that_would_fail(comm: Communicator) -
         said: list[str] = []
         model = Deep()
         optimizer = wrap(comm, model, ms.TopK(density=0.1), layout=FINE, overlap="auto", say=said.append)
+        said.clear()
         for _ in range(9):
             optimizer.zero_grad()
             program(model, optimizer)

@@ -67,6 +67,10 @@ class Sender:
         """Return True when something of this step is on its way."""
         return self._flight is not None
 
+    def sent_slots(self) -> set[int]:
+        """Return the numbers of the slots whose gradients are on their way."""
+        return {number for number, place in self._group_of.items() if place < self._sent}
+
     def final(self, number: int, last: bool) -> None:
         """Note that backward has finished the gradient of a slot, and send every group that is complete now.
 

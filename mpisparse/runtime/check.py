@@ -15,7 +15,11 @@ import torch
 
 from mpisparse.comm import Communicator
 from mpisparse.comm.launcher import promised_size
+from mpisparse.memory import ErrorFeedback, MomentumCorrection, NoMemory
+from mpisparse.rehearsal import rehearse_together
 from mpisparse.runtime.startup import Surroundings
+from mpisparse.sparsifiers import GSpar, TopK
+from mpisparse.wire import Wire
 
 _GIB = 2**30
 
@@ -43,6 +47,7 @@ def examine(comm: Communicator, surroundings: Surroundings, directory: Path) -> 
         _threads(surroundings),
         _on_all(comm, "uneven exchange", lambda: _exchange(comm)),
         Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        Finding("kernels", True, _kernels(comm)),
         _on_all(comm, "HDF5", lambda: _hdf5(directory)),
         _on_all(comm, "file system", lambda: _file_system(directory)),
     ]
@@ -89,6 +94,19 @@ def _exchange(comm: Communicator) -> str:
     if not np.array_equal(received, np.repeat(np.arange(comm.size) % 251, counts)):
         raise ValueError("messages of different lengths came back wrong: do not use this MPI")
     return f"{int(counts.sum())} bytes in messages of different lengths came back right"
+
+
+def _kernels(comm: Communicator) -> str:
+    """Have every kernel compiled, so that no run on this machine has to wait for that."""
+    news = [
+        rehearse_together(comm, rule, memory, Wire())
+        for rule, memory in (
+            (TopK(0.01), ErrorFeedback()),
+            (TopK(0.01), MomentumCorrection()),
+            (GSpar(density=0.01), NoMemory()),
+        )
+    ]
+    return "; ".join(dict.fromkeys(news))
 
 
 def _hdf5(directory: Path) -> str:
