@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from mpisparse import random
@@ -77,15 +78,29 @@ def keep_largest(magnitudes: Vector, candidates: Indices, count: int, generator:
     """
     if candidates.size <= count:
         return candidates
-    threshold = np.float32(find_cut(magnitudes, _AtLeast(count)).magnitude)
-    reached = magnitudes >= threshold
-    surplus = int(np.count_nonzero(reached)) - count
-    if surplus:
-        tied = np.flatnonzero(magnitudes == threshold)
-        reached[tied] = False
-        reached[tied[choose_among_equals(tied.size, tied.size - surplus, generator)]] = True
-    kept: Indices = candidates[reached]
-    return kept
+    place = magnitudes.size - count
+    threshold = np.partition(magnitudes, place)[place]
+    kept = np.empty_like(candidates)
+    reached = keep_at_least(candidates, magnitudes, threshold, kept)
+    if reached == count:
+        return kept[:count]
+    above = magnitudes >= threshold
+    tied = np.flatnonzero(magnitudes == threshold)
+    above[tied] = False
+    above[tied[choose_among_equals(tied.size, tied.size - (reached - count), generator)]] = True
+    chosen: Indices = candidates[above]
+    return chosen
+
+
+@njit(nogil=True, cache=True)
+def keep_at_least(candidates, magnitudes, threshold, kept):
+    """Return how many candidates reach the threshold; they stand at the start of `kept`, which is as long as all."""
+    count = 0
+    for i in range(candidates.size):
+        # Written each time and counted only if it stays: a branch here would be guessed wrong too often.
+        kept[count] = candidates[i]
+        count += magnitudes[i] >= threshold
+    return count
 
 
 def choose_among_equals(number: int, places: int, generator: np.random.Generator | None) -> NDArray[np.int64]:

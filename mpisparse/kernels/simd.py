@@ -67,6 +67,22 @@ def multiply_high(typing: Any, first: Any, second: Any) -> Any:
     return types.uint64(types.uint64, types.uint64), generate
 
 
+@intrinsic
+def expect_write(typing: Any, vector: Any, place: Any) -> Any:
+    """Have the processor fetch entry `place` of a contiguous array while it goes on, as it will soon be written."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array, offset = args
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        address = builder.bitcast(builder.gep(data, [offset]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type, *[ir.IntType(32)] * 3])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind)
+        builder.call(prefetch, [address, *(ir.Constant(ir.IntType(32), hint) for hint in (1, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(vector, types.int64), generate
+
+
 def _reader(kind: Any, bits: Any) -> Any:
     """Return an intrinsic that reads entry `place` of an array of `kind` that starts at an address."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mpisparse.kernels.simd import read_float32, read_uint32, read_uint64
+from mpisparse.kernels.simd import expect_write, read_float32, read_uint32, read_uint64
 from mpisparse.kernels.threads import for_each_span
 from mpisparse.kernels.vectors import Vector
 from mpisparse.sparse import SparseVector
@@ -79,6 +79,7 @@ def add_span(total, start, stop, indices, values, begin, end, wide, divisor):
                 index = _index(indices[one], entry, wide)
                 if index >= last:
                     break
+                expect_write(total, index)
                 place = np.uint64(index - first)
                 sums[place] += read_float32(values[one], entry)
                 # Written each time and kept only the first: a branch here would be guessed wrong too often.
