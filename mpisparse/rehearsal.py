@@ -53,7 +53,7 @@ def rehearse(amplifies: bool, memory: Memory, options: Wire) -> None:
             level = source.level(target=target, variance=variance, iterations=None)
         sparse = source.toss(np.float32(level), random.generator(0, 0, 0, 0), _NUMEL / 50)
     else:
-        sparse = source.take(source.largest(_NUMEL // 50, None))
+        sparse = source.largest(_NUMEL // 50, None)
         source.find(np.float32(0.5), _NUMEL)
     decoded = wire.decode(wire.encode(sparse, options))
     source.sent(wire.rounded(sparse, options))

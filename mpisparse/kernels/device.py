@@ -64,18 +64,20 @@ class DeviceSource(Source):
     def find(self, floor: np.float32, room: int) -> Found:
         """Return the entries that reach `floor`, as int64 indices on the device; see `Source.find`."""
         indices = torch.nonzero(~(self.vector().abs() < float(floor))).view(-1)
-        # `Found` is written for arrays: on a device its indices are a tensor, and only good for this source.
-        found: Any = indices if indices.numel() <= room else None
-        return Found(indices.numel(), found)
+        # `Found` is written for arrays: on a device it holds tensors, and is only good for this source.
+        few: Any = indices if indices.numel() <= room else None
+        values: Any = None if few is None else self.vector()[few]
+        return Found(indices.numel(), few, values)
 
-    def largest(self, count: int, generator: np.random.Generator | None, among: Any = None) -> Any:
-        """Return the indices of the largest entries, int64 on the device; see `Source.largest`."""
-        found: Any = self.find(SMALLEST, self.numel).indices if among is None else among
-        magnitudes = self.vector()[found].abs()
+    def largest(self, count: int, generator: np.random.Generator | None, among: Found | None = None) -> SparseVector:
+        """Return the largest entries; see `Source.largest`."""
+        found = self.find(SMALLEST, self.numel) if among is None else among
+        indices: Any = found.indices
+        magnitudes = self.vector()[indices].abs()
         if not bool(magnitudes.isfinite().all()):
             refuse_bad_entries(self.vector())
         if magnitudes.numel() <= count:
-            return found
+            return self._take(indices)
         threshold = torch.topk(magnitudes, count, sorted=False).values.min()
         reached = magnitudes >= threshold
         surplus = int(reached.sum()) - count
@@ -84,10 +86,14 @@ class DeviceSource(Source):
             kept = choose_among_equals(tied.numel(), tied.numel() - surplus, generator)
             reached[tied] = False
             reached[tied[torch.from_numpy(kept).to(tied.device)]] = True
-        return found[reached]
+        return self._take(indices[reached])
 
-    def take(self, indices: Any) -> SparseVector:
-        """Return the named entries, exact, on the host."""
+    def take(self, found: Found) -> SparseVector:
+        """Return all found entries, exact, on the host."""
+        indices: Any = found.indices
+        return self._take(indices)
+
+    def _take(self, indices: Tensor) -> SparseVector:
         values = _host(self.vector()[indices])
         if not np.isfinite(values).all():
             refuse_bad_entries(self.vector())
@@ -111,7 +117,7 @@ class DeviceSource(Source):
             chances = vector[start : start + LENGTH].abs().double() / float(level)
             won = torch.rand(chances.numel(), generator=draws, dtype=torch.float64, device=vector.device) < chances
             kept.append(torch.nonzero(won).view(-1) + start)
-        sparse = self.take(torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64))
+        sparse = self._take(torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64))
         sampled = np.abs(sparse.values) < level
         values = np.where(sampled, np.copysign(level, sparse.values), sparse.values).astype(np.float32)
         return SparseVector(sparse.indices, values, self.numel, level if sampled.any() else None)
@@ -120,7 +126,7 @@ class DeviceSource(Source):
         """Return nonzero entries kept with the same probability, exact; the same as on the host."""
         indices = toss_equal_coins(self.numel, probability, generator).astype(np.int64)
         chosen = torch.from_numpy(indices).to(self.vector().device)
-        return self.take(chosen[self.vector()[chosen] != 0])
+        return self._take(chosen[self.vector()[chosen] != 0])
 
     def sent(self, sparse: SparseVector) -> None:
         """Do nothing: a plain tensor keeps all that it has."""

@@ -20,28 +20,41 @@ class Found(NamedTuple):
     """How many entries reach the floor."""
     indices: Indices | None
     """Which, rising; None when they are more than there was room for."""
+    values: Vector | None
+    """Their values, and None with the indices."""
 
 
-def collect(numel: int, room: int, visit: Callable[[int, int, Indices], int]) -> Found:
-    """Return what `visit(start, stop, out)` finds over all spans; it fills `out` and returns its count."""
+def collect(numel: int, room: int, visit: Callable[[int, int, Indices, Vector], int]) -> Found:
+    """Return what `visit(start, stop, out, values)` finds over all spans; it fills both and returns its count."""
     dtype = index_dtype(numel)
 
-    def action(start: int, stop: int) -> tuple[int, Indices]:
+    def action(start: int, stop: int) -> tuple[int, Indices, Vector]:
         # As much room for each span as for all: memory that is not written to is never taken from the machine.
-        out = np.empty(min(room, stop - start), dtype)
-        return int(visit(start, stop, out)), out
+        out, values = np.empty(min(room, stop - start), dtype), np.empty(min(room, stop - start), np.float32)
+        return int(visit(start, stop, out, values)), out, values
 
     parts = for_each_span(numel, action)
-    count = sum(found for found, _ in parts)
+    count = sum(part[0] for part in parts)
     if count > room:
-        return Found(count, None)
+        return Found(count, None, None)
     if len(parts) == 1:
-        return Found(count, parts[0][1][:count])
-    return Found(count, np.concatenate([out[:found] for found, out in parts]))
+        return Found(count, parts[0][1][:count], parts[0][2][:count])
+    indices = np.concatenate([out[:found] for found, out, _ in parts])
+    return Found(count, indices, np.concatenate([values[:found] for found, _, values in parts]))
 
 
-def find_at_least(vector: Vector, floor: np.float32, room: int | None = None) -> Indices:
-    """Return the rising indices of the entries whose magnitude is at least `floor`, and of NaN.
+def find_all(numel: int, room: int, visit: Callable[[int, int, Indices, Vector], int]) -> tuple[Indices, Vector]:
+    """Return indices and values of all that `visit` finds; a guess of `room` that is too low costs another visit."""
+    found = collect(numel, room, visit)
+    if found.indices is None:
+        found = collect(numel, found.number, visit)
+    assert found.indices is not None
+    assert found.values is not None
+    return found.indices, found.values
+
+
+def find_at_least(vector: Vector, floor: np.float32, room: int | None = None) -> tuple[Indices, Vector]:
+    """Return the entries whose magnitude is at least `floor`, and NaN: their rising indices, and their values.
 
     Args:
         vector: float32 of shape (numel,).
@@ -49,12 +62,4 @@ def find_at_least(vector: Vector, floor: np.float32, room: int | None = None) ->
         room: about how many there will be; a guess too low costs a second pass.
     """
     room = max(1024, vector.size // 64) if room is None else room
-
-    def visit(start: int, stop: int, out: Indices) -> int:
-        return int(find(vector[start:stop], start, floor, out))
-
-    found = collect(vector.size, room, visit)
-    if found.indices is None:
-        found = collect(vector.size, found.number, visit)
-    assert found.indices is not None
-    return found.indices
+    return find_all(vector.size, room, lambda start, stop, *out: int(find(vector[start:stop], start, floor, *out)))

@@ -65,41 +65,45 @@ def guess_floor(sample: Vector, numel: int, count: int) -> Floor:
     return Floor(magnitude, min(numel, math.ceil((expected + 9 * spread + 24) * numel / sample.size)))
 
 
-def keep_largest(magnitudes: Vector, candidates: Indices, count: int, generator: np.random.Generator | None) -> Indices:
-    """Return the `count` of the candidates that are largest in magnitude, rising; all, when there are no more.
+def keep_largest(
+    indices: Indices, values: Vector, count: int, generator: np.random.Generator | None
+) -> tuple[Indices, Vector]:
+    """Return the `count` candidates that are largest in magnitude, in their order; all, when there are no more.
 
     Of entries equal in magnitude at the last place a random choice is kept, so that no index is preferred.
 
     Args:
-        magnitudes: float32, one a candidate, finite.
-        candidates: rising indices, among them those of the `count` largest entries.
+        indices, values: the candidates, values finite.
         count: at least 1.
         generator: the source of the choice among equals; a fixed one without it.
     """
-    if candidates.size <= count:
-        return candidates
+    if indices.size <= count:
+        return indices, values
+    magnitudes = np.abs(values)
     place = magnitudes.size - count
-    threshold = np.partition(magnitudes, place)[place]
-    kept = np.empty_like(candidates)
-    reached = keep_at_least(candidates, magnitudes, threshold, kept)
+    magnitudes.partition(place)
+    threshold = magnitudes[place]
+    kept, theirs = np.empty_like(indices), np.empty_like(values)
+    reached = keep_at_least(indices, values, threshold, kept, theirs)
     if reached == count:
-        return kept[:count]
-    above = magnitudes >= threshold
-    tied = np.flatnonzero(magnitudes == threshold)
-    above[tied] = False
-    above[tied[choose_among_equals(tied.size, tied.size - (reached - count), generator)]] = True
-    chosen: Indices = candidates[above]
-    return chosen
+        return kept[:count], theirs[:count]
+    kept, theirs = kept[:reached], theirs[:reached]
+    tied = np.flatnonzero(np.abs(theirs) == threshold)
+    chosen = np.ones(reached, bool)
+    chosen[tied] = False
+    chosen[tied[choose_among_equals(tied.size, tied.size - (reached - count), generator)]] = True
+    return kept[chosen], theirs[chosen]
 
 
 @njit(nogil=True, cache=True)
-def keep_at_least(candidates, magnitudes, threshold, kept):
-    """Return how many candidates reach the threshold; they stand at the start of `kept`, which is as long as all."""
+def keep_at_least(indices, values, threshold, kept, theirs):
+    """Return how many candidates reach the threshold; they stand at the start of `kept` and `theirs`."""
     count = 0
-    for i in range(candidates.size):
+    for i in range(indices.size):
         # Written each time and counted only if it stays: a branch here would be guessed wrong too often.
-        kept[count] = candidates[i]
-        count += magnitudes[i] >= threshold
+        kept[count] = indices[i]
+        theirs[count] = values[i]
+        count += abs(values[i]) >= threshold
     return count
 
 

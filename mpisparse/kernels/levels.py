@@ -14,18 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mpisparse.kernels.find import collect
+from mpisparse.kernels.find import find_all
 from mpisparse.kernels.histogram import Cut, Floats, Split, find_cut
-from mpisparse.kernels.passes import BLOCK, gather, scan
+from mpisparse.kernels.passes import BLOCK, scan
 from mpisparse.kernels.threads import PIECE
 from mpisparse.kernels.vectors import SMALLEST, Vector, refuse_bad_entries, round_up
-from mpisparse.sparse import Indices
 
 #: Entries looked at, at most about, to guess the level.
 SAMPLE = 1 << 14
@@ -227,15 +226,11 @@ class HostParts:
         pieces = -(-vector.size // PIECE)
         totals, squares = np.zeros(pieces), np.zeros(pieces)
 
-        def visit(start: int, stop: int, out: Indices) -> int:
+        def visit(start: int, stop: int, *out: NDArray[Any]) -> int:
             places = slice(start // PIECE, -(-stop // PIECE))
-            return int(split_pieces(vector[start:stop], start, floor, moments, totals[places], squares[places], out))
+            return int(split_pieces(vector[start:stop], start, floor, moments, totals[places], squares[places], *out))
 
-        found = collect(vector.size, max(1024, vector.size // 32), visit)
-        if found.indices is None:
-            found = collect(vector.size, found.number, visit)
-        assert found.indices is not None
-        members = np.abs(gather(vector, found.indices))
+        members = np.abs(find_all(vector.size, max(1024, vector.size // 32), visit)[1])
         if not np.isfinite(members).all():
             refuse_bad_entries(vector)
         return Upper(members, float(totals.sum()), float(squares.sum()))
@@ -243,13 +238,13 @@ class HostParts:
 
 # The sums of a block may be made in any order: that lets them be made several at a time.
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
-def split_pieces(vector, offset, floor, moments, totals, squares, out):
-    """Return how many entries of a span reach `floor` or are NaN, their indices in `out`, with sums of the others.
+def split_pieces(vector, offset, floor, moments, totals, squares, out, values):
+    """Return how many entries of a span reach `floor` or are NaN, as `find` does, with sums of the others.
 
     Args:
         vector: float32, contiguous. offset: int64, added to every index. floor: float32. moments: 0, 1 or 2.
         totals, squares: float64, one a piece: the sums of the magnitudes below `floor`, and of their squares.
-        out: what has no room in it is only counted.
+        out, values: indices and values of those that reach `floor`; what has no room is only counted.
     """
     found = 0
     for piece in range(totals.size):
@@ -265,6 +260,6 @@ def split_pieces(vector, offset, floor, moments, totals, squares, out):
                     magnitude = abs(block[i])
                     small = np.float64(magnitude if magnitude < floor else np.float32(0))
                     square += small * small
-            found = scan(block, offset + start, floor, out, found)
+            found = scan(block, offset + start, floor, out, values, found)
         totals[piece], squares[piece] = total, square
     return found

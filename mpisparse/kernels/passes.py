@@ -16,9 +16,9 @@ BLOCK = 1024
 
 
 @njit(nogil=True, cache=True)
-def scan(block, offset, floor, out, found):
-    """Append the indices of a block's entries that reach `floor` or are NaN, and return how many were found so far."""
-    room = out.size
+def scan(block, offset, floor, out, values, found):
+    """Append index and value of entries that reach `floor` or are NaN, and return how many there are by now."""
+    room = min(out.size, values.size)
     whole = block.size - block.size % 32
     for start in range(0, whole, 32):
         mask = np.uint64(at_least_mask(block, start, floor))
@@ -27,35 +27,39 @@ def scan(block, offset, floor, out, found):
         mask |= np.uint64(at_least_mask(block, start + 24, floor)) << np.uint64(24)
         while mask:
             if found < room:
-                out[found] = offset + start + np.int64(lowest_bit(mask))
+                place = start + np.int64(lowest_bit(mask))
+                out[found] = offset + place
+                values[found] = block[place]
             found += 1
             mask &= mask - np.uint64(1)
     for place in range(whole, block.size):
         if not abs(block[place]) < floor:
             if found < room:
                 out[found] = offset + place
+                values[found] = block[place]
             found += 1
     return found
 
 
 @njit(nogil=True, cache=True)
-def find(vector, offset, floor, out):
-    """Return how many entries reach `floor` in magnitude or are NaN; `out` gets their indices, rising.
+def find(vector, offset, floor, out, values):
+    """Return how many entries reach `floor` in magnitude or are NaN, with their indices, rising, and their values.
 
     Args:
         vector: float32 of shape (numel,), contiguous.
         offset: int64, added to every index.
         floor: float32.
-        out: uint32 or uint64 of any shape (room,); what has no room is only counted.
+        out: uint32 or uint64 of any shape (room,), for the indices; what has no room is only counted.
+        values: float32 of as many.
     """
     found = 0
     for start in range(0, vector.size, BLOCK):
-        found = scan(vector[start : start + BLOCK], offset + start, floor, out, found)
+        found = scan(vector[start : start + BLOCK], offset + start, floor, out, values, found)
     return found
 
 
 @njit(nogil=True, cache=True)
-def add_and_find(residual, gradient, offset, floor, out):
+def add_and_find(residual, gradient, offset, floor, out, values):
     """Add the gradient to the residual, clear the gradient, and return what `find` returns of the residual."""
     found = 0
     for start in range(0, residual.size, BLOCK):
@@ -63,12 +67,12 @@ def add_and_find(residual, gradient, offset, floor, out):
         for i in range(kept.size):
             kept[i] += fresh[i]
         fresh[:] = np.float32(0)
-        found = scan(kept, offset + start, floor, out, found)
+        found = scan(kept, offset + start, floor, out, values, found)
     return found
 
 
 @njit(nogil=True, cache=True)
-def advance_and_find(velocity, accumulated, gradient, momentum, nesterov, offset, floor, out):
+def advance_and_find(velocity, accumulated, gradient, momentum, nesterov, offset, floor, out, values):
     """Advance velocity and sum by the gradient, clear it, and return what `find` returns of the sum.
 
     Momentum correction: u = m u + g, v += u; looking ahead: u = m (u + g), v += u + g.
@@ -92,7 +96,7 @@ def advance_and_find(velocity, accumulated, gradient, momentum, nesterov, offset
             for i in range(speed.size):
                 sums[i] += speed[i]
         fresh[:] = np.float32(0)
-        found = scan(sums, offset + start, floor, out, found)
+        found = scan(sums, offset + start, floor, out, values, found)
     return found
 
 

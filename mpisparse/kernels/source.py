@@ -25,7 +25,7 @@ class Source(ABC):
     Surprises first:
 
     - The first question may be what makes the vector: nobody else may read or write its parts before.
-    - Indices are those of the source's own kind, and only good for its own methods; a `SparseVector` is on the host.
+    - What is found is of the source's own kind, and only good for its own methods; a `SparseVector` is on the host.
     - NaN and infinity among what is taken are a `NonFiniteError`. Elsewhere they are not looked for.
     - One that a memory gave ends with `sent`: what was not sent is kept then, and zeros are left in the gradient.
     """
@@ -37,17 +37,17 @@ class Source(ABC):
         """Return the entries of magnitude `floor` (above 0) or more; without indices if they are more than `room`."""
 
     @abstractmethod
-    def largest(self, count: int, generator: np.random.Generator | None, among: Indices | None = None) -> Indices:
-        """Return the indices of the `count` (at least 1) nonzero entries of largest magnitude, fewer if there are none.
+    def largest(self, count: int, generator: np.random.Generator | None, among: Found | None = None) -> SparseVector:
+        """Return the `count` (at least 1) nonzero entries of largest magnitude, exact; fewer if there are not so many.
 
         Args:
             generator: the source of the choice where equal entries leave one.
-            among: indices that hold them for certain, when they are known.
+            among: found entries that hold them for certain, when there are any.
         """
 
     @abstractmethod
-    def take(self, indices: Indices) -> SparseVector:
-        """Return the named entries, exact."""
+    def take(self, found: Found) -> SparseVector:
+        """Return all found entries, which must have indices, exact."""
 
     @abstractmethod
     def everything(self) -> SparseVector:
@@ -84,38 +84,37 @@ class HostSource(Source):
     def find(self, floor: np.float32, room: int) -> Found:
         """Return the entries that reach `floor`; see `Source.find`."""
         vector = self._vector
-        return collect(self.numel, room, lambda start, stop, out: passes.find(vector[start:stop], start, floor, out))
+        return collect(self.numel, room, lambda start, stop, *out: passes.find(vector[start:stop], start, floor, *out))
 
-    def largest(self, count: int, generator: np.random.Generator | None, among: Indices | None = None) -> Indices:
-        """Return the indices of the largest entries; see `Source.largest`."""
+    def largest(self, count: int, generator: np.random.Generator | None, among: Found | None = None) -> SparseVector:
+        """Return the largest entries; see `Source.largest`."""
         if among is None:
             guess = guess_floor(self._sample(), self.numel, count)
-            found = self.find(guess.magnitude, guess.room)
-            among = found.indices
-            if among is None or (found.number < count and guess.magnitude > SMALLEST):
+            among = self.find(guess.magnitude, guess.room)
+            if among.indices is None or (among.number < count and guess.magnitude > SMALLEST):
                 among = self._search(count)
-        magnitudes = np.abs(passes.gather(self._vector, among))
-        if not is_finite(magnitudes):
-            refuse_bad_entries(self._vector)
-        return keep_largest(magnitudes, among, count, generator)
+        found = self.take(among)
+        return SparseVector(*keep_largest(found.indices, found.values, count, generator), self.numel)
 
     def _sample(self) -> Vector:
         """Return every `stride`-th magnitude of the vector as it is or will be."""
         return np.abs(self._vector[:: stride(self.numel)])
 
-    def _search(self, count: int) -> Indices:
-        """Return indices that hold the `count` largest entries: the sample misled, so every entry is looked at."""
+    def _search(self, count: int) -> Found:
+        """Return found entries that hold the `count` largest: the sample misled, so every entry is looked at."""
         refuse_bad_entries(self._vector)
-        if np.count_nonzero(self._vector) <= count:
-            return find_at_least(self._vector, SMALLEST)
-        return find_at_least(self._vector, threshold_of(self._vector, count), count)
+        few = np.count_nonzero(self._vector) <= count
+        floor = SMALLEST if few else threshold_of(self._vector, count)
+        indices, values = find_at_least(self._vector, floor, count)
+        return Found(indices.size, indices, values)
 
-    def take(self, indices: Indices) -> SparseVector:
-        """Return the named entries, exact."""
-        values = passes.gather(self.vector(), indices)
-        if not is_finite(values):
+    def take(self, found: Found) -> SparseVector:
+        """Return all found entries, exact."""
+        assert found.indices is not None
+        assert found.values is not None
+        if not is_finite(found.values):
             refuse_bad_entries(self.vector())
-        return SparseVector(indices, values, self.numel)
+        return SparseVector(found.indices, found.values, self.numel)
 
     def everything(self) -> SparseVector:
         """Return every entry, exact."""
@@ -134,7 +133,8 @@ class HostSource(Source):
         """Return nonzero entries kept with the same probability, exact."""
         vector = self.vector()
         indices = toss_equal_coins(self.numel, probability, generator)
-        return self.take(indices[vector[indices] != 0])
+        indices = indices[vector[indices] != 0]
+        return self.take(Found(indices.size, indices, passes.gather(vector, indices)))
 
     def sent(self, sparse: SparseVector) -> None:
         """Do nothing: a plain vector keeps all that it has."""
@@ -174,10 +174,10 @@ class _Unmade(HostSource):
         if self._made:
             return super().find(floor, room)
         self._made = True
-        return collect(self.numel, room, lambda start, stop, out: self._make(slice(start, stop), floor, out))
+        return collect(self.numel, room, lambda start, stop, *out: self._make(slice(start, stop), floor, *out))
 
-    def _make(self, span: slice, floor: np.float32, out: Indices) -> int:
-        """Make a span of the vector, and return how many of its entries reach `floor`; their indices go to `out`."""
+    def _make(self, span: slice, floor: np.float32, out: Indices, values: Vector) -> int:
+        """Make a span of the vector, and return what `passes.find` does of it."""
         raise NotImplementedError
 
 
@@ -188,8 +188,8 @@ class Added(_Unmade):
         super().__init__(residual)
         self._gradient = gradient
 
-    def _make(self, span: slice, floor: np.float32, out: Indices) -> int:
-        return int(passes.add_and_find(self._vector[span], self._gradient[span], span.start, floor, out))
+    def _make(self, span: slice, floor: np.float32, out: Indices, values: Vector) -> int:
+        return int(passes.add_and_find(self._vector[span], self._gradient[span], span.start, floor, out, values))
 
     def _sample(self) -> Vector:
         step = stride(self.numel)
@@ -217,9 +217,9 @@ class Advanced(_Unmade):
         self._velocity, self._gradient = velocity, gradient
         self._momentum, self._nesterov, self._masking = np.float32(momentum), nesterov, masking
 
-    def _make(self, span: slice, floor: np.float32, out: Indices) -> int:
+    def _make(self, span: slice, floor: np.float32, out: Indices, values: Vector) -> int:
         parts = self._velocity[span], self._vector[span], self._gradient[span]
-        return int(passes.advance_and_find(*parts, self._momentum, self._nesterov, span.start, floor, out))
+        return int(passes.advance_and_find(*parts, self._momentum, self._nesterov, span.start, floor, out, values))
 
     def _sample(self) -> Vector:
         step = stride(self.numel)

@@ -41,5 +41,4 @@ class Threshold(Sparsifier):
         found = source.find(floor, max(1024, source.numel // 64))
         if found.indices is None:
             found = source.find(floor, found.number)
-        assert found.indices is not None
-        return source.take(found.indices)
+        return source.take(found)

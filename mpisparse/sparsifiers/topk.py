@@ -35,7 +35,7 @@ class TopK(Sparsifier):
         density = fixed_density(self.density)
         if self.sends_everything:
             return source.everything()
-        return source.take(source.largest(max(1, round(density * source.numel)), generator))
+        return source.largest(max(1, round(density * source.numel)), generator)
 
     def at(self, step: int) -> TopK:
         """Return the rule in force at optimizer step `step`, its density a number."""

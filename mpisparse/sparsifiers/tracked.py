@@ -72,9 +72,9 @@ class TrackedTopK(Sparsifier):
                 deviation = math.log(found.number / count)
                 tracked.drift += _DRIFT_GAIN * deviation
                 tracked.threshold *= math.exp(_GAIN * deviation + tracked.drift)
-                return source.take(found.indices)
-            among = found.indices if found.number >= count else None
-        sparse = source.take(source.largest(count, generator, among))
+                return source.take(found)
+            among = found if found.indices is not None and found.number >= count else None
+        sparse = source.largest(count, generator, among)
         threshold = float(np.abs(sparse.values).min()) if sparse.count else 0.0
         if threshold and tracked.threshold:
             missed = math.log(threshold / tracked.threshold)
