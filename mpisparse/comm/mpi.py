@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter, sleep
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,13 @@ _THREAD_LEVELS = {
 }
 
 Result = TypeVar("Result")
+
+
+#: Seconds of waiting in which a rank looks for the others all the time: when all come together it is the faster way.
+_SPIN = 300e-6
+
+#: Seconds between looks after that.
+_PAUSE = 50e-6
 
 
 class MPIPending(Pending[Result]):
@@ -68,9 +76,14 @@ class MPICommunicator(Communicator):
         MPI.COMM_WORLD.Abort(code)
 
     def _allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:
-        gathered = np.empty((self.size, array.size), np.int64)
-        self._comm.Allgather(array, gathered)
-        return gathered
+        # Here ranks wait for the slowest. Spinning all that time, as MPI does, would take the processor from threads,
+        # and from ranks on the same cores, that still have something to compute.
+        pending = self._start_allgather(array)
+        give_up_spinning = perf_counter() + _SPIN
+        while not pending.test():
+            if perf_counter() > give_up_spinning:
+                sleep(_PAUSE)
+        return pending.result
 
     def _allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
         self._comm.Allgatherv([payload, MPI.BYTE], [out, (counts, _displs(counts)), MPI.BYTE])
