@@ -122,10 +122,9 @@ class DistributedOptimizer(Optimizer):
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
             _check_anything_sparse(self.flat, sparsifier)
-        if not isinstance(sparsifier, Dense):
-            news = rehearse_together(self.comm, sparsifier, memory, wire)
-            if self.comm.rank == 0:
-                (say or say_on_stderr)(news)
+        news = rehearse_together(self.comm, sparsifier, memory, wire)
+        if self.comm.rank == 0:
+            (say or say_on_stderr)(news)
         self.exchange = GradientExchange(
             self.flat,
             sparsifier=sparsifier,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +13,13 @@ from mpisparse.comm import Communicator
 from mpisparse.kernels.histogram import BINS, count_high_bits
 from mpisparse.kernels.largest import SHORT
 from mpisparse.kernels.sums import mean_into
+from mpisparse.kernels.vectors import is_finite
 from mpisparse.memory import Memory
-from mpisparse.sparsifiers import Sparsifier
+from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
+
+#: Rules that ask the same of a source, or nothing.
+Kind = Literal["dense", "biased", "amplifying"]
 
 #: Long enough for the ways that long vectors take.
 _NUMEL = 2 * SHORT
@@ -30,12 +35,13 @@ def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory
     """
     nodes = comm.allgather_bytes(comm.describe().node.encode())
     leads = nodes.index(nodes[comm.rank]) == comm.rank
+    kind: Kind = "dense" if isinstance(sparsifier, Dense) else "amplifying" if sparsifier.amplifies else "biased"
     begin = perf_counter()
     if leads:
-        rehearse(sparsifier.amplifies, memory, options)
+        rehearse(kind, memory, options)
     comm.barrier()
     if not leads:
-        rehearse(sparsifier.amplifies, memory, options)
+        rehearse(kind, memory, options)
     comm.barrier()
     seconds = perf_counter() - begin
     how = "compiled, once for this machine" if seconds > _COMPILED else "loaded"
@@ -43,18 +49,22 @@ def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory
 
 
 @cache
-def rehearse(amplifies: bool, memory: Memory, options: Wire) -> None:
+def rehearse(rule: Kind, memory: Memory, options: Wire) -> None:
     """Compile or load every kernel that an exchange of such a rule, memory and wire may call; once a process."""
     gradient = np.linspace(-1, 1, _NUMEL, dtype=np.float32)
+    assert is_finite(gradient)
+    if rule == "dense":
+        return
     kept = memory.start(_NUMEL, _NUMEL)
     source = kept.source(gradient, slice(0, _NUMEL))
-    if amplifies:
+    if rule == "amplifying":
         for target, variance in ((_NUMEL / 50, None), (None, 1.0)):
             level = source.level(target=target, variance=variance, iterations=None)
+        source.toss_equal(0.02, random.generator(0, 0, 0, 0))
         sparse = source.toss(np.float32(level), random.generator(0, 0, 0, 0), _NUMEL / 50)
     else:
-        sparse = source.largest(_NUMEL // 50, None)
         source.find(np.float32(0.5), _NUMEL)
+        sparse = source.largest(_NUMEL // 50, None)
     decoded = wire.decode(wire.encode(sparse, options))
     source.sent(wire.rounded(sparse, options))
     mean_into(gradient, [decoded, decoded], 2)
