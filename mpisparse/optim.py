@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
@@ -15,16 +14,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
-from mpisparse.comm import Communicator, agreed, require_same, world
+from mpisparse.combinations import check_anything_sparse, check_options, check_samples
+from mpisparse.comm import Communicator, agreed, world
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
-from mpisparse.memory import Memory, NoMemory, default_memory
+from mpisparse.memory import Memory, default_memory
 from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
 from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
 from mpisparse.rehearsal import rehearse_together
-from mpisparse.replicas import broadcast_tensor, named_parameters, options_of, require_same_model, state_of
+from mpisparse.replicas import make_replicas, options_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
 
@@ -96,7 +96,9 @@ class DistributedOptimizer(Optimizer):
         self.optimizer = optimizer
         self.comm = (comm or world()).duplicate()
         with agreed(self.comm):
-            _check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
+            if isinstance(optimizer, DistributedOptimizer):
+                raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
+            check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
             check_overlap(overlap, nonfinite, self.comm.thread_level)
         self.phases = phases or Phases()
         self.skipped = 0
@@ -107,21 +109,11 @@ class DistributedOptimizer(Optimizer):
         self._synchronized = False
         self._skip = False
         self._accumulating = False
-        parameters = named_parameters(optimizer, model)
-        replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
-        require_same_model(self.comm, replicated)
-        require_same(
-            self.comm, "the optimizers", [type(optimizer).__name__, *options_of(optimizer), *state_of(optimizer)]
-        )
-        options = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        options.append(f"overlap={overlap!r}")
-        # A schedule may be a plain function, whose repr has an address in it that differs between ranks.
-        require_same(self.comm, "the settings", [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in options])
-        for tensor in {id(tensor): tensor for _, tensor in replicated}.values():
-            broadcast_tensor(self.comm, tensor)
+        settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
+        parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
-            _check_anything_sparse(self.flat, sparsifier)
+            check_anything_sparse(self.flat, sparsifier)
         news = rehearse_together(self.comm, sparsifier, memory, wire)
         if self.comm.rank == 0:
             (say or say_on_stderr)(news)
@@ -155,7 +147,7 @@ class DistributedOptimizer(Optimizer):
         Args:
             samples: a count on all ranks, or None on all for equally many; may be 0.
         """
-        _check_samples(samples)
+        check_samples(samples)
         self._early.expect(samples)
 
     def say_with(self, say: Callable[[str], None]) -> None:
@@ -239,7 +231,7 @@ class DistributedOptimizer(Optimizer):
             )
         early, sender = self._early, self._early.sender
         sender.refuse_if_broken()
-        _check_samples(samples)
+        check_samples(samples)
         news = early.news(samples)
         overlaps = News.OVERLAPS in news
         with self.phases("compute"):
@@ -380,50 +372,3 @@ class DistributedOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self.optimizer!r}: {self.describe()})"
-
-
-def _check_options(
-    optimizer: Optimizer,
-    sparsifier: Sparsifier,
-    memory: Memory,
-    wire: Wire,
-    dense: str,
-    nonfinite: NonFinite,
-    seed: int,
-) -> None:
-    if isinstance(optimizer, DistributedOptimizer):
-        raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
-    if dense not in DENSE_MEANS:
-        raise ConfigError(f"dense {dense!r} does not exist: use {', '.join(DENSE_MEANS)}")
-    if nonfinite not in ("raise", "skip"):
-        raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed {seed} is outside 0 to 2**64 - 1: give another")
-    if wire.values == "hybrid" and not sparsifier.shares_magnitude:
-        raise ConfigError(
-            f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"
-        )
-    if wire.values == "sign" and isinstance(memory, NoMemory) and not sparsifier.sends_everything:
-        raise ConfigError(
-            f"wire values sign send every entry of {sparsifier!r} with the mean magnitude of all, and {memory!r} keeps "
-            "nothing of the difference, so that the gradient would be biased for good: use ErrorFeedback or "
-            "MomentumCorrection, or other wire values"
-        )
-    memory.check(sparsifier, optimizer.param_groups)
-
-
-def _check_samples(samples: int | None) -> None:
-    if samples is not None and (not isinstance(samples, int) or samples < 0):
-        raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
-
-
-def _check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:
-    if flat.sparse_numel == 0 and not sparsifier.sends_everything:
-        raise ConfigError(
-            f"{sparsifier!r} has nothing to select from: every tensor has one dimension or is small, and the layout "
-            "sends those whole. Use Layout(dense_vectors=False, dense_below=0)"
-        )

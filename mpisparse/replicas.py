@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 
 import torch
@@ -9,6 +10,28 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.comm import Communicator, require_same
+
+
+def make_replicas(
+    comm: Communicator, optimizer: Optimizer, model: nn.Module, settings: list[object]
+) -> list[tuple[str, Tensor]]:
+    """Return the optimizer's parameters with their names, after giving all ranks rank 0's values. Collective.
+
+    Args:
+        settings: whatever else has to be the same on all ranks, compared by `repr`.
+
+    Raises:
+        RankMismatchError: models, optimizers or settings differ in more than values.
+    """
+    parameters = named_parameters(optimizer, model)
+    replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
+    require_same_model(comm, replicated)
+    require_same(comm, "the optimizers", [type(optimizer).__name__, *options_of(optimizer), *state_of(optimizer)])
+    # A schedule may be a plain function, whose repr has an address in it that differs between ranks.
+    require_same(comm, "the settings", [re.sub(r" at 0x[0-9a-f]+", "", repr(setting)) for setting in settings])
+    for tensor in {id(tensor): tensor for _, tensor in replicated}.values():
+        broadcast_tensor(comm, tensor)
+    return parameters
 
 
 def require_same_model(comm: Communicator, named: list[tuple[str, Tensor]]) -> None:

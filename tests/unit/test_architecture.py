@@ -14,8 +14,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
     "errors", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm", "flat",
-    "collectives", "exchange", "preflight", "rehearsal", "overlap", "replicas", "optim", "shard", "checkpoint",
-    "runtime", "training", "bench", "cli",
+    "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "optim", "shard",
+    "checkpoint", "runtime", "training", "bench", "cli",
 ]  # fmt: skip
 
 
