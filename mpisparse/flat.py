@@ -83,7 +83,7 @@ class FlatGradients:
     - Sparsified tensors come first, those that are always dense after them: `sparse_numel` tells the border.
     - A gradient that autograd makes afresh (after `zero_grad(set_to_none=True)`) is copied into its slice by a hook as
       soon as it is final, so it is never held twice. A slice whose parameter got no gradient is zeroed by `collect`.
-    - The buffer lies where the parameters lie, on the CPU if they lie in several places. Those that lie elsewhere, or
+    - The buffer lies on the CUDA device that all parameters lie on, else on the CPU. Parameters that lie elsewhere, or
       are not float32, keep gradients of their own, copied in by `collect` and out by `publish`.
     """
 
@@ -222,7 +222,8 @@ def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:
 
 def _common_device(named: list[tuple[str, Tensor]]) -> torch.device:
     devices = {parameter.device for _, parameter in named}
-    return devices.pop() if len(devices) == 1 else torch.device("cpu")
+    alone = devices.pop()
+    return alone if not devices and alone.type == "cuda" else torch.device("cpu")
 
 
 def _slots(named: list[tuple[str, Tensor]]) -> Iterator[Slot]:

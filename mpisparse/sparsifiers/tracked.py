@@ -9,7 +9,7 @@ import numpy as np
 
 from mpisparse.errors import ConfigError
 from mpisparse.kernels.source import Source
-from mpisparse.kernels.vectors import SMALLEST
+from mpisparse.kernels.vectors import LARGEST, SMALLEST
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers.base import Sparsifier, Tracked
 from mpisparse.sparsifiers.density import Density, check_density, check_steps, density_at, fixed_density
@@ -65,7 +65,9 @@ class TrackedTopK(Sparsifier):
         among = None
         if tracked.threshold:
             most = math.floor(count * (1 + self.band))
-            found = source.find(max(np.float32(tracked.threshold), SMALLEST), most)
+            # The drift may carry it out of float32, at either end.
+            floor = max(np.float32(min(tracked.threshold, float(LARGEST))), SMALLEST)
+            found = source.find(floor, most)
             tracked.age += 1
             due = 0 < self.every <= tracked.age
             if found.indices is not None and found.number >= count * (1 - self.band) and not due:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,13 @@ def test_hard_vectors_step_after_step(name: str) -> None:
         assert sparse.count <= most * 1.2
         assert sparse.count >= min(0.8 * most, int(np.count_nonzero(HARD[name])))
         assert np.all(sparse.values != 0)
+
+
+@pytest.mark.parametrize("threshold", [1e-60, 1e60])
+def test_a_threshold_that_left_float32_is_found_again(threshold: float) -> None:
+    tracked = Tracked(threshold, 1, 2.0)
+    assert TrackedTopK(0.01).choose(HostSource(draw(5, NUMEL)), None, tracked).count == COUNT
+    assert 1 < tracked.threshold < 10 * math.exp(3)
 
 
 def test_state_goes_through_its_dictionary() -> None:
