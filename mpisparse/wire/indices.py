@@ -24,7 +24,7 @@ LARGEST_NUMEL = 2**62
 
 #: Nanoseconds for writing and reading, for an entry and for 256 positions of the vector, in the order of the codings:
 #: what whole messages took of random positions, at densities from 0.01 % to 20 % of 25.6 M entries, checksum and copies
-#: included and values left out, on one core of a 2024 server (AMD EPYC) that copies 13 bytes a nanosecond. A receiver
+#: included and values left out, on one core of an AMD EPYC that copies 13 bytes a nanosecond. A receiver
 #: takes in a message of every other rank and reads each: so one message's bytes weigh against one reading. The writing
 #: is counted in full, as between two ranks. What a call costs whatever its size, some 20 microseconds, is left out.
 _ENTRY_NANOSECONDS = (2.5, 5.5, 3.0, 2.0)
