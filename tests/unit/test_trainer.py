@@ -20,6 +20,9 @@ from mpisparse.training.trainer import Trainer
 
 _SEEDED = Lock()
 
+#: Read once, before there are threads: numpy parses a file's header, and Python 3.11's parser fails in several at once.
+DIGITS = build_data(schema.DigitsData(name="digits"))
+
 
 def make(comm: Communicator, **changes: object) -> Trainer:
     tree = {
@@ -34,7 +37,7 @@ def make(comm: Communicator, **changes: object) -> Trainer:
     }
     config = parse_config(tree, "test")
     phases = Phases()
-    data = build_data(config.data)
+    data = DIGITS
     with _SEEDED:  # the generator is the process's, and ranks here are threads
         torch.manual_seed(0)
         model, loss = build_model(config.model, data, config.training.smoothing)
@@ -126,7 +129,7 @@ def test_a_skipped_step_is_recorded_as_one_that_moved_nothing() -> None:
 def test_evaluation_counts_every_sample_once(size: int) -> None:
     def one(comm: Communicator) -> dict[str, float]:
         trainer = make(comm)
-        return evaluate(comm, trainer.model, trainer.loss, build_data(schema.DigitsData(name="digits")).test)
+        return evaluate(comm, trainer.model, trainer.loss, DIGITS.test)
 
     alone = run_ranks(1, one)[0]
     for metrics in run_ranks(size, one):
@@ -139,7 +142,7 @@ def test_normalisation_is_evaluated_with_mean_statistics_and_left_alone() -> Non
         trainer = make(comm, model={"name": "cnn", "channels": 4, "hidden": 8})
         trainer.step()
         before = [buffer.clone() for buffer in trainer.model.buffers()]
-        test = build_data(schema.DigitsData(name="digits")).test
+        test = DIGITS.test
         loss = evaluate(comm, trainer.model, trainer.loss, test)["loss"]
         assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.buffers(), strict=True))
         return loss, before[0]
