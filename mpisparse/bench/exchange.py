@@ -15,12 +15,13 @@ from mpisparse.bench.contenders import Gradients, dense, gloo, sparse_with_memor
 from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
 from mpisparse.bench.statistics import Line, fit_line, median_ratio, summarise
-from mpisparse.bench.text import bytes_text, count_text, digits, entries_text, milliseconds
+from mpisparse.bench.text import count_text, digits, entries_text, milliseconds
 from mpisparse.bench.timing import Samples, interleave
 from mpisparse.collectives import Allreduce, BFloat16Pieces
 from mpisparse.comm import Communicator, agreed
 from mpisparse.phases import NAMES
 from mpisparse.sparsifiers import GSpar, Sparsifier, TopK
+from mpisparse.training.console import bytes_text
 from mpisparse.wire import ValueCoding
 
 #: What all others are compared with.

@@ -12,17 +12,17 @@ from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
 from mpisparse.bench.runs import dense_of, with_overlap, without_overlap
 from mpisparse.bench.statistics import median_ratio, summarise
-from mpisparse.bench.text import bytes_text, count_text, digits, milliseconds
+from mpisparse.bench.text import count_text, digits, milliseconds
 from mpisparse.bench.timing import Contender, Samples, interleave
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import ConfigError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime.runlog import StepRecord
-from mpisparse.training.build import build_data, build_model, build_optimizer, build_sampler, build_schedule
+from mpisparse.training.build import build_data, build_trainer
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
+from mpisparse.training.console import bytes_text
 from mpisparse.training.data import Split
-from mpisparse.training.trainer import Trainer
 
 DENSE, SPARSE, OVERLAPPED, DDP = "dense", "sparse", "sparse, overlapped", "DDP over gloo"
 
@@ -78,21 +78,7 @@ def _contenders(comm: Communicator, run: RunConfig, data: Split) -> tuple[list[C
 def _contender(name: str, comm: Communicator, run: RunConfig, data: Split) -> Contender:
     """Return a contender that takes the steps of `mpisparse train`. Collective."""
     torch.manual_seed(run.seed)
-    phases = Phases()
-    with agreed(comm):
-        model, loss = build_model(run.model, data, run.training.smoothing)
-        sampler = build_sampler(run, data.train, comm)
-    optimizer = build_optimizer(run, model, comm, phases)
-    trainer = Trainer(
-        model=model,
-        loss=loss,
-        data=data.train,
-        sampler=sampler,
-        optimizer=optimizer,
-        schedule=build_schedule(run.schedule, optimizer, run.training.length.steps(sampler.steps_per_epoch)),
-        options=run.training,
-        phases=phases,
-    )
+    trainer = build_trainer(run, data, comm, Phases())
     return Contender(name=name, run=trainer.step, inspect=_inspect)
 
 

@@ -15,15 +15,6 @@ def milliseconds(seconds: float) -> str:
     return digits(1e3 * seconds)
 
 
-def bytes_text(count: float) -> str:
-    """Return bytes as "12.3 MB"; 1 kB are 1000 bytes."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
 def entries_text(count: int) -> str:
     """Return a number of entries: 512, 64.0 k or 10.0 M."""
     return f"{count / 1e6:.1f} M" if count >= 10**6 else f"{count / 1e3:.1f} k" if count >= 10**3 else str(count)

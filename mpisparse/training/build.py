@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mpisparse import memory as memories
 from mpisparse import sparsifiers
-from mpisparse.comm import Communicator
+from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import ConfigError
 from mpisparse.flat import Layout
 from mpisparse.optim import DistributedOptimizer
@@ -22,6 +22,7 @@ from mpisparse.sampler import Sampler
 from mpisparse.training import config as schema
 from mpisparse.training.data import LOADERS, Dataset, Split
 from mpisparse.training.models import MODELS, CrossEntropy, LinearSVM, LogisticRegression, Loss
+from mpisparse.training.trainer import Trainer
 from mpisparse.wire import Wire
 
 #: Options of a data section that are paths.
@@ -45,6 +46,25 @@ def build_model(section: schema.Model, data: Split, smoothing: float) -> tuple[n
             raise ConfigError(f"training.smoothing {smoothing} does nothing with model {section.name}: leave it out")
         return model, model.loss(l2=section.l2, halved=section.halved)
     return model, CrossEntropy(smoothing=smoothing)
+
+
+def build_trainer(config: schema.RunConfig, data: Split, comm: Communicator, phases: Phases) -> Trainer:
+    """Return the trainer of a run on `data`, the model drawn from torch's global generator. Collective."""
+    with agreed(comm):
+        model, loss = build_model(config.model, data, config.training.smoothing)
+        sampler = build_sampler(config, data.train, comm)
+    optimizer = build_optimizer(config, model, comm, phases)
+    steps = config.training.length.steps(sampler.steps_per_epoch)
+    return Trainer(
+        model=model,
+        loss=loss,
+        data=data.train,
+        sampler=sampler,
+        optimizer=optimizer,
+        schedule=build_schedule(config.schedule, optimizer, steps),
+        options=config.training,
+        phases=phases,
+    )
 
 
 def build_plain_optimizer(section: schema.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

@@ -101,23 +101,24 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
         ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
         *hidden,
         ("density sent", f"{totals['count'] / max(1, totals['entries']):.2%} of entries"),
-        ("message", f"{_bytes(totals['payload'] / max(1, totals['steps']) / size)} a rank and step"),
+        ("message", f"{bytes_text(totals['payload'] / max(1, totals['steps']) / size)} a rank and step"),
     ]
     if size > 1:
         less = totals["dense"] / max(1, totals["received"])
         rows.append(
             (
                 "network",
-                f"{_bytes(totals['received'] / size)} into each rank; dense would be {_bytes(totals['dense'] / size)} "
-                f"({less:.1f} times as much)",
+                f"{bytes_text(totals['received'] / size)} into each rank; "
+                f"dense would be {bytes_text(totals['dense'] / size)} ({less:.1f} times as much)",
             )
         )
     return rows
 
 
-def _bytes(number: float) -> str:
+def bytes_text(count: float) -> str:
+    """Return bytes as "12.3 MB"; 1 kB are 1000 bytes."""
     for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -15,7 +15,7 @@ from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
-from mpisparse.training.build import build_data, build_model, build_optimizer, build_sampler, build_schedule
+from mpisparse.training.build import build_data, build_trainer
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, summary_rows
@@ -73,21 +73,7 @@ def run_training(
 def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Trainer, Dataset]:
     with agreed(comm):
         data = build_data(config.data)
-        model, loss = build_model(config.model, data, config.training.smoothing)
-        sampler = build_sampler(config, data.train, comm)
-    optimizer = build_optimizer(config, model, comm, phases)
-    steps = config.training.length.steps(sampler.steps_per_epoch)
-    trainer = Trainer(
-        model=model,
-        loss=loss,
-        data=data.train,
-        sampler=sampler,
-        optimizer=optimizer,
-        schedule=build_schedule(config.schedule, optimizer, steps),
-        options=config.training,
-        phases=phases,
-    )
-    return trainer, data.test
+    return build_trainer(config, data, comm, phases), data.test
 
 
 def _resume(

@@ -19,12 +19,13 @@ from mpisparse.bench.footprint import peak_during, resident
 from mpisparse.bench.report import Report, processor
 from mpisparse.bench.runs import BUILT_IN, dense_of, read_run
 from mpisparse.bench.statistics import fit_line, median_ratio, summarise
-from mpisparse.bench.text import bytes_text, count_text, density_text, digits, entries_text
+from mpisparse.bench.text import count_text, density_text, digits, entries_text
 from mpisparse.bench.timing import FEWEST, Contender, interleave
 from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.errors import ConfigError
 from mpisparse.runtime import Surroundings
 from mpisparse.training.configfile import read_config, to_tree
+from mpisparse.training.console import bytes_text
 from tests.paths import CHECKOUT
 
 # Statistics ---------------------------------------------------------------------------------------------------------
