@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
+import os
+import stat
 import sys
+import termios
 import threading
 import traceback
+from time import monotonic, sleep
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from mpi4py import MPI
 from mpi4py.run import set_abort_status
 
 from mpisparse.errors import MpiSparseError
+
+#: Seconds that a launcher gets to read what a rank said last; it reads within milliseconds unless the machine is full.
+_HEARD_LIMIT = 5.0
 
 
 def install_abort_hook(rank: int, size: int) -> None:
@@ -26,7 +35,7 @@ def install_abort_hook(rank: int, size: int) -> None:
             return
         text = "".join(traceback.format_exception(kind, error, trace))
         sys.stderr.write("".join(f"[rank {rank} of {size}] {line}\n" for line in text.splitlines()))
-        sys.stderr.flush()
+        wait_until_heard(sys.stderr)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         report(kind, error, trace)
@@ -56,5 +65,28 @@ def install_abort_hook(rank: int, size: int) -> None:
 def abort_job(code: int) -> None:
     """End all ranks of the job with exit code `code`; return only when this process is the whole job."""
     if MPI.COMM_WORLD.Get_size() > 1:
-        sys.stderr.flush()
+        wait_until_heard(sys.stderr)
         MPI.COMM_WORLD.Abort(code)
+
+
+def wait_until_heard(stream: TextIO, limit: float = _HEARD_LIMIT) -> bool:
+    """Return whether all that was written to `stream` has been read, waiting up to `limit` seconds for that.
+
+    A launcher that is told to abort kills at once, and drops what it has not yet read from the pipes of its ranks:
+    the words that say why. Only a pipe can be asked; anything else counts as read.
+    """
+    stream.flush()
+    try:
+        if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            return True
+    except (OSError, ValueError):
+        return True
+    unread = array.array("i", [0])
+    give_up = monotonic() + limit
+    while True:
+        fcntl.ioctl(stream.fileno(), termios.FIONREAD, unread)
+        if unread[0] == 0:
+            return True
+        if monotonic() > give_up:
+            return False
+        sleep(0.005)
