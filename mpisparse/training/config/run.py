@@ -1,0 +1,78 @@
+"""A whole run: how long, what is kept of it, and every other section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, PositiveInt, model_validator
+
+from mpisparse.training.config.data import Data
+from mpisparse.training.config.exchange import Exchange, Memory
+from mpisparse.training.config.model import Model
+from mpisparse.training.config.optimizer import Optimizer, Schedule
+from mpisparse.training.config.sparsifier import DenseSparsifier, Sparsifier
+from mpisparse.training.config.types import Seed
+from mpisparse.training.section import DurationField, Section
+
+
+class Training(Section):
+    """Length, batches and evaluation.
+
+    batch: samples of one rank in a step; or
+    global_batch: samples of all ranks together, which stays the same on any number of ranks. One of the two.
+    microbatch: at most so many samples a backward pass; a step adds up several.
+    clip_norm: largest norm of the averaged gradient; 0 leaves it alone.
+    log_every: steps between writes to the run log (every step is in it all the same).
+    """
+
+    length: DurationField
+    batch: PositiveInt | None = None
+    global_batch: PositiveInt | None = None
+    microbatch: PositiveInt | None = None
+    shuffle: bool = True
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    evaluate: DurationField = Field(default="1 epoch")  # type: ignore[assignment]
+    log_every: PositiveInt = 20
+
+    @model_validator(mode="after")
+    def _one_batch(self) -> Training:
+        if (self.batch is None) == (self.global_batch is None):
+            raise ValueError("give batch (of one rank) or global_batch (of all ranks), one of the two")
+        return self
+
+
+class Checkpoint(Section):
+    """When state is saved, and how many checkpoints are kept. Length 0 saves only at the end."""
+
+    every: DurationField = Field(default="5 epochs")  # type: ignore[assignment]
+    keep: PositiveInt = 3
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Seed = 0
+    data: Data
+    model: Model
+    training: Training
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Schedule = Field(default_factory=Schedule)
+    sparsifier: Sparsifier = Field(default_factory=lambda: DenseSparsifier(name="dense"))
+    memory: Memory = Field(default_factory=Memory)
+    exchange: Exchange = Field(default_factory=Exchange)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+
+
+def _by_name(choice: Any) -> dict[str, type[Section]]:
+    kinds = get_args(get_args(choice)[0])
+    return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in kinds}
+
+
+#: Sections that have the keys of what their `name` names, and what each name stands for.
+CHOICES: dict[str, dict[str, type[Section]]] = {
+    "data": _by_name(Data),
+    "model": _by_name(Model),
+    "sparsifier": _by_name(Sparsifier),
+}
