@@ -47,6 +47,14 @@ def check_options(
     memory.check(sparsifier, optimizer.param_groups)
 
 
+def check_resparsify(rule: Sparsifier | None) -> None:
+    """Raise ConfigError for a rule that would lose a part of the average for good."""
+    if rule is not None and not (rule.amplifies or rule.sends_everything):
+        raise ConfigError(
+            f"resparsify {rule!r} is biased, and nothing keeps what it leaves out of the average: use GSpar or Uniform"
+        )
+
+
 def check_samples(samples: int | None) -> None:
     """Raise ConfigError unless `samples` is a count or None."""
     if samples is not None and (not isinstance(samples, int) or samples < 0):

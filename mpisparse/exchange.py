@@ -14,7 +14,8 @@ from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
 from mpisparse.flat import Bucket, FlatGradients
-from mpisparse.kernels.anywhere import mean_into, on_host, put
+from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
+from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
 from mpisparse.phases import Phases
 from mpisparse.sparsifiers import Sparsifier, Tracked
@@ -32,6 +33,9 @@ class Traffic:
     received: bytes that came in from other ranks: their messages, and whole tensors as a ring moves them.
     dense: bytes that would have come in if the whole gradient had been averaged in float32 by a ring.
     count: entries this rank sent, of `numel` in the gradient.
+    messages: how many messages this rank made.
+    squares: squared norms of the vectors that the rule chose from, and of what was sent of them, where a gauge is on;
+        whole tensors count in both.
     """
 
     payload: int
@@ -39,6 +43,13 @@ class Traffic:
     dense: int
     count: int
     numel: int
+    messages: int = 0
+    squares: tuple[float, float] | None = None
+
+    @property
+    def coding(self) -> int:
+        """Return the bytes of `payload` without the messages' headers: what the paper calls the coding length."""
+        return self.payload - self.messages * wire.HEADER_SIZE
 
 
 class GradientExchange:
@@ -59,6 +70,8 @@ class GradientExchange:
         dense_mean: DenseMean,
         phases: Phases,
         seed: int = 0,
+        resparsifier: Sparsifier | None = None,
+        gauge: bool = False,
     ) -> None:
         self.flat = flat
         self.sparsifier = sparsifier
@@ -70,7 +83,10 @@ class GradientExchange:
         self.dense_mean = dense_mean
         self.phases = phases
         self.seed = seed
+        self.resparsifier = resparsifier
+        self.gauge = gauge
         self.step = 0
+        self._squares = (0.0, 0.0)
 
     @property
     def changes_nothing(self) -> bool:
@@ -109,6 +125,8 @@ class GradientExchange:
             payload=payload + self.dense_mean.width * entries,
             received=incoming,
             count=count + entries,
+            messages=len(sparse),
+            squares=self._take_squares(),
         )
 
     def no_traffic(self) -> Traffic:
@@ -132,6 +150,7 @@ class GradientExchange:
         rank = self.collective.comm.rank
         with self.phases("sparsify"):
             source = self.kept.source(self.flat.vector[bucket.place], bucket.place)
+            before = source.square() if self.gauge else 0.0
             generator = random.generator(self.seed, rank, self.step, bucket.index)
             selected = rule.choose(source, generator, self.tracked[bucket.index])
         with self.phases("encode"):
@@ -139,7 +158,16 @@ class GradientExchange:
             decoded = wire.rounded(selected, self.wire)
         with self.phases("sparsify"):
             source.sent(decoded)
+            if self.gauge:
+                self._note_squares(before, HostSource(decoded.values).square())
         return message
+
+    def _note_squares(self, before: float, after: float) -> None:
+        self._squares = (self._squares[0] + before, self._squares[1] + after)
+
+    def _take_squares(self) -> tuple[float, float] | None:
+        squares, self._squares = self._squares, (0.0, 0.0)
+        return squares if self.gauge else None
 
     def _gather(self, messages: list[Bytes], failure: MpiSparseError | None) -> list[list[Bytes]]:
         with self.phases("exchange"):
@@ -166,7 +194,21 @@ class GradientExchange:
             bad = mean_into(self.flat.vector[bucket.place], sparse, comm.size)
             if bad is not None:
                 self._refuse_overflow(bucket.start + bad)
+            if self.resparsifier is not None:
+                self._resparsify(bucket, self.resparsifier.at(self.step))
             return sparse[comm.rank].count
+
+    def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
+        """Replace the mean by a sparser one, the same on all ranks: their one random stream is no rank's own."""
+        if rule.sends_everything:
+            return
+        mean = self.flat.vector[bucket.place]
+        source = forgotten(mean)
+        chosen = rule.choose(source, random.generator(self.seed, random.EVERYBODY, self.step, bucket.index))
+        source.sent(chosen)
+        bad = mean_into(mean, [chosen], 1)
+        if bad is not None:
+            self._refuse_overflow(bucket.start + bad)
 
     def _average_whole(self, bucket: Bucket) -> int:
         """Average a bucket that is sent whole, and return the bytes that came in."""
@@ -176,6 +218,9 @@ class GradientExchange:
                 self.kept.dense(vector, bucket.place)
             else:
                 self.kept.whole(vector, bucket.place)
+            if self.gauge:
+                square = HostSource(on_host(vector)).square()
+                self._note_squares(square, square)
         incoming = 0
         if self.collective.comm.size > 1:
             # A sum that overflows is an error below, with the tensor's name.

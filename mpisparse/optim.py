@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
-from mpisparse.combinations import check_anything_sparse, check_options, check_samples
+from mpisparse.combinations import check_anything_sparse, check_options, check_resparsify, check_samples
 from mpisparse.comm import Communicator, agreed, world
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.flat import FlatGradients, Layout
-from mpisparse.memory import Memory, default_memory
+from mpisparse.memory import Memory, NoMemory, default_memory
 from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
 from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
@@ -62,6 +62,10 @@ class DistributedOptimizer(Optimizer):
             faster; the results are the same bits. See the user guide.
         say: takes the lines that tell, on rank 0, how long kernels took to compile or load and how "auto" decided;
             printed on standard error by default.
+        resparsify: an unbiased rule that makes the average of sparsified tensors sparse once more, with one random
+            decision on all ranks (the paper's Algorithm 1). It adds variance, and saves nothing where every rank gets
+            all messages, as here: it is there to study what a server that sends the average back would do.
+        gauge: measure squared norms before and after sparsification, in `traffic.squares`, at the cost of a pass.
         seed: seed of the random choices, the same on all ranks.
         comm: the ranks; those that the launcher started by default.
         phases: where to add up times.
@@ -87,6 +91,8 @@ class DistributedOptimizer(Optimizer):
         nonfinite: NonFinite = "raise",
         overlap: Overlap = "auto",
         say: Callable[[str], None] | None = None,
+        resparsify: Sparsifier | None = None,
+        gauge: bool = False,
         seed: int = 0,
         comm: Communicator | None = None,
         phases: Phases | None = None,
@@ -99,6 +105,7 @@ class DistributedOptimizer(Optimizer):
             if isinstance(optimizer, DistributedOptimizer):
                 raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
             check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
+            check_resparsify(resparsify)
             check_overlap(overlap, nonfinite, self.comm.thread_level)
         self.phases = phases or Phases()
         self.skipped = 0
@@ -110,10 +117,13 @@ class DistributedOptimizer(Optimizer):
         self._skip = False
         self._accumulating = False
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
+        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}"]
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
             check_anything_sparse(self.flat, sparsifier)
+        if resparsify is not None:
+            rehearse_together(self.comm, resparsify, NoMemory(), wire)
         news = rehearse_together(self.comm, sparsifier, memory, wire)
         if self.comm.rank == 0:
             (say or say_on_stderr)(news)
@@ -126,6 +136,8 @@ class DistributedOptimizer(Optimizer):
             dense_mean=DENSE_MEANS[dense](self.comm),
             phases=self.phases,
             seed=seed,
+            resparsifier=resparsify,
+            gauge=gauge,
         )
         self._early = Early(
             self.exchange,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+#: In the place of a rank: draws that all ranks make alike.
+EVERYBODY = 2**64 - 1
+
 
 def generator(seed: int, rank: int, step: int, bucket: int) -> np.random.Generator:
     """Return the random stream of one bucket of one rank at one step.

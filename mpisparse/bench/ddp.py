@@ -50,7 +50,7 @@ class _Steps:
         self.model, self.loss, self.data, self.sampler = model, loss, data, sampler
         self.optimizer, self.options = optimizer, run.training
         length = run.training.length.steps(sampler.steps_per_epoch)
-        self.schedule = LambdaLR(optimizer, learning_rate_factor(run.schedule, length))
+        self.schedule = LambdaLR(optimizer, learning_rate_factor(run.schedule, length, sampler.steps_per_epoch))
 
     def take(self) -> int:
         """Take one step, and return this rank's samples in it. Collective."""

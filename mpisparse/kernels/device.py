@@ -104,6 +104,10 @@ class DeviceSource(Source):
         indices = np.arange(self.numel, dtype=index_dtype(self.numel))
         return SparseVector(indices, _host(self.vector()).copy(), self.numel)
 
+    def square(self) -> float:
+        """Return the sum of the squared entries, in float64."""
+        return float(self.vector().double().square().sum())
+
     def level(self, *, target: float | None, variance: float | None, iterations: int | None) -> float:
         """Return GSpar's level; see `kernels.levels`."""
         return find_level(DeviceParts(self.vector()), target=target, variance=variance, iterations=iterations)

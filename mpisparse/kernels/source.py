@@ -54,6 +54,10 @@ class Source(ABC):
         """Return every entry, zeros too, exact."""
 
     @abstractmethod
+    def square(self) -> float:
+        """Return the sum of the squared entries, in float64."""
+
+    @abstractmethod
     def level(self, *, target: float | None, variance: float | None, iterations: int | None) -> float:
         """Return GSpar's level for a target count or a variance; see `kernels.levels`."""
 
@@ -119,6 +123,10 @@ class HostSource(Source):
     def everything(self) -> SparseVector:
         """Return every entry, exact."""
         return take_all(self.vector())
+
+    def square(self) -> float:
+        """Return the sum of the squared entries, in float64."""
+        return float(np.square(self.vector(), dtype=np.float64).sum())
 
     def level(self, *, target: float | None, variance: float | None, iterations: int | None) -> float:
         """Return GSpar's level; see `kernels.levels`."""

@@ -27,6 +27,7 @@ class StepRecord:
 
     step: optimizer steps done, this one included.
     loss_sum: sum of the loss over this rank's samples. samples: their number, which may be 0.
+    gradients: sample gradients that all ranks together computed.
     traffic: what the exchange moved. seconds: by phase.
     hidden: seconds that messages were in the air while this rank computed: in no phase, and no part of the step's time.
     """
@@ -36,6 +37,7 @@ class StepRecord:
     learning_rate: float
     loss_sum: float
     samples: int
+    gradients: int
     traffic: Traffic
     seconds: dict[str, float]
     hidden: float = 0.0
@@ -43,8 +45,9 @@ class StepRecord:
     def numbers(self) -> list[float]:
         """Return what differs between ranks, as the columns that `flush` gathers."""
         traffic = self.traffic
-        columns = [self.loss_sum, self.samples, traffic.payload, traffic.received, traffic.dense, traffic.count]
-        columns.append(self.hidden)
+        bytes_moved = [traffic.payload, traffic.coding, traffic.received, traffic.dense]
+        squares = traffic.squares or (0.0, 0.0)
+        columns = [self.loss_sum, self.samples, *bytes_moved, traffic.count, traffic.messages, *squares, self.hidden]
         return [float(column) for column in columns] + [self.seconds[name] for name in NAMES]
 
 
@@ -112,24 +115,29 @@ class RunLog:
 
 def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
     """Return the object of one step in metrics.jsonl from every rank's columns, of shape (size, columns)."""
-    loss_sum, samples = numbers[:, 0].sum(), int(numbers[:, 1].sum())
-    seconds = numbers[:, 7:]
+    sums, hidden, seconds = numbers[:, :10].sum(axis=0).tolist(), numbers[:, 10], numbers[:, 11:]
+    loss_sum, samples, payload, coding, received, dense, count, messages, before, after = sums
+    gauge = {} if record.traffic.squares is None else {"gradient_square": before, "sent_square": after}
     return {
         "schema": SCHEMA,
         "kind": "step",
         "step": record.step,
         "epoch": record.epoch,
-        "samples": samples,
+        "samples": int(samples),
+        "gradients": record.gradients,
         "loss": loss_sum / samples if samples and np.isfinite(loss_sum) else None,
         "learning_rate": record.learning_rate,
-        "payload_bytes": int(numbers[:, 2].sum()),
-        "received_bytes": int(numbers[:, 3].sum()),
-        "dense_bytes": int(numbers[:, 4].sum()),
-        "count": int(numbers[:, 5].sum()),
+        "payload_bytes": int(payload),
+        "coding_bytes": int(coding),
+        "received_bytes": int(received),
+        "dense_bytes": int(dense),
+        "messages": int(messages),
+        "count": int(count),
         "entries": record.traffic.numel * len(numbers),
+        **gauge,
         "seconds": _by_phase(seconds.mean(axis=0)),
         "seconds_slowest": _by_phase(seconds.max(axis=0)),
-        "hidden_seconds": round(float(numbers[:, 6].mean()), 9),
+        "hidden_seconds": round(float(hidden.mean()), 9),
     }
 
 

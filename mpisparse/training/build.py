@@ -22,6 +22,7 @@ from mpisparse.sampler import Sampler
 from mpisparse.training import config as schema
 from mpisparse.training.data import LOADERS, Dataset, Split
 from mpisparse.training.models import MODELS, CrossEntropy, LinearSVM, LogisticRegression, Loss
+from mpisparse.training.svrg import SVRG
 from mpisparse.training.trainer import Trainer
 from mpisparse.wire import Wire
 
@@ -38,13 +39,13 @@ def build_data(section: schema.Data) -> Split:
 
 def build_model(section: schema.Model, data: Split, smoothing: float) -> tuple[nn.Module, Loss]:
     """Return the model, its parameters drawn from torch's global generator, and the loss it is trained on."""
-    options = section.model_dump(exclude={"name", "l2", "halved"})
+    options = section.model_dump(exclude={"name", "l2", "halved", "penalty"})
     model = MODELS[section.name](data.train.input_shape, data.train.num_classes, **options)
     if isinstance(section, schema.LogisticModel):
         assert isinstance(model, LogisticRegression | LinearSVM)
         if smoothing:
             raise ConfigError(f"training.smoothing {smoothing} does nothing with model {section.name}: leave it out")
-        return model, model.loss(l2=section.l2, halved=section.halved)
+        return model, model.loss(l2=section.l2, halved=section.halved, sent=section.penalty == "sent")
     return model, CrossEntropy(smoothing=smoothing)
 
 
@@ -61,10 +62,36 @@ def build_trainer(config: schema.RunConfig, data: Split, comm: Communicator, pha
         data=data.train,
         sampler=sampler,
         optimizer=optimizer,
-        schedule=build_schedule(config.schedule, optimizer, steps),
+        schedule=build_schedule(config.schedule, optimizer, steps, sampler.steps_per_epoch),
         options=config.training,
         phases=phases,
+        svrg=build_svrg(config, model, loss, data.train, optimizer, sampler, phases),
     )
+
+
+def build_svrg(
+    config: schema.RunConfig,
+    model: nn.Module,
+    loss: Loss,
+    data: Dataset,
+    optimizer: DistributedOptimizer,
+    sampler: Sampler,
+    phases: Phases,
+) -> SVRG | None:
+    """Return what reduces the variance of this run's gradients, if anything is to."""
+    if config.svrg is None:
+        return None
+    with agreed(optimizer.comm):
+        return SVRG(
+            model,
+            loss,
+            data,
+            mean=optimizer.exchange.dense_mean,
+            comm=optimizer.comm,
+            form=config.svrg.form,
+            every=config.svrg.every.steps(sampler.steps_per_epoch),
+            phases=phases,
+        )
 
 
 def build_plain_optimizer(section: schema.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
@@ -98,6 +125,8 @@ def build_optimizer(
         dense=exchange.dense,
         nonfinite=exchange.nonfinite,
         overlap=exchange.overlap,
+        resparsify=None if config.resparsify is None else build_sparsifier(config.resparsify),
+        gauge=exchange.gauge,
         seed=config.seed,
         comm=comm,
         phases=phases,
@@ -152,13 +181,16 @@ def build_memory(section: schema.Memory, sparsifier: sparsifiers.Sparsifier) -> 
     return memories.default_memory(sparsifier)
 
 
-def build_schedule(section: schema.Schedule, optimizer: DistributedOptimizer, steps: int) -> LambdaLR:
+def build_schedule(
+    section: schema.Schedule, optimizer: DistributedOptimizer, steps: int, steps_per_epoch: int
+) -> LambdaLR:
     """Return the learning-rate schedule of a run of `steps` optimizer steps."""
-    return LambdaLR(optimizer, learning_rate_factor(section, steps))
+    return LambdaLR(optimizer, learning_rate_factor(section, steps, steps_per_epoch))
 
 
-def learning_rate_factor(section: schema.Schedule, steps: int) -> Callable[[int], float]:
+def learning_rate_factor(section: schema.Schedule, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the function from the steps done to the factor on the learning rate of the next one."""
+    period = max(1, section.period.steps(steps_per_epoch))
 
     def factor(step: int) -> float:
         if step < section.warmup:
@@ -168,6 +200,8 @@ def learning_rate_factor(section: schema.Schedule, steps: int) -> Callable[[int]
             return section.final + (1 - section.final) * 0.5 * (1 + math.cos(math.pi * share))
         if section.name == "step":
             return section.factor ** sum(step >= milestone * steps for milestone in section.milestones)
+        if section.name == "inverse":
+            return 1 / (1 + (step - section.warmup) / period)
         return 1.0
 
     return factor

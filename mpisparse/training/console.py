@@ -54,7 +54,7 @@ class Console:
         train = "" if train_loss is None else f"train loss {train_loss:.4f} | "
         self.say(
             f"epoch {epoch} | step {step}/{self._total} | {train}"
-            f"test loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}"
+            f"test loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}{_distance(metrics)}"
         )
 
     def say(self, line: str) -> None:
@@ -75,6 +75,14 @@ class Console:
         out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
         out.print(table)
         out.print(following, soft_wrap=True, markup=False)
+
+
+def _distance(metrics: Mapping[str, float]) -> str:
+    """Return what to say of the training objective, where it was asked for."""
+    if "objective" not in metrics:
+        return ""
+    above = f", {metrics['suboptimality']:.2e} above the least" if "suboptimality" in metrics else ""
+    return f" | objective {metrics['objective']:.6g}{above}"
 
 
 def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: int) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import replace_file
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import differences, to_toml, to_tree
+from mpisparse.training.optimum import Optimum
 
 #: Keys that a resumed run may change without becoming another run.
 _MAY_CHANGE = ("training.length", "training.evaluate", "training.log_every", "exchange.overlap", "checkpoint.")
@@ -55,6 +56,11 @@ def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings)
     }
     replace_file(directory / "config.toml", lambda file: file.write(to_toml(config)))
     replace_file(directory / "environment.json", lambda file: file.write(json.dumps(environment, indent=2) + "\n"))
+
+
+def describe_optimum(directory: Path, optimum: Optimum) -> None:
+    """Write optimum.json. For rank 0 alone."""
+    replace_file(directory / "optimum.json", lambda file: file.write(json.dumps(asdict(optimum), indent=2) + "\n"))
 
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:

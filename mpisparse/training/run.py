@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,18 +10,19 @@ from typing import Any
 import torch
 
 from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
-from mpisparse.comm import Communicator, agreed
+from mpisparse.comm import Communicator, agreed, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.build import build_data, build_trainer
-from mpisparse.training.config import RunConfig
+from mpisparse.training.config import LogisticModel, RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, summary_rows
 from mpisparse.training.data import Dataset
-from mpisparse.training.directory import check_same_run, describe_run, open_directory
-from mpisparse.training.evaluate import evaluate
+from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
+from mpisparse.training.evaluate import evaluate, objective
+from mpisparse.training.optimum import Optimum, find_optimum, has_optimum
 from mpisparse.training.trainer import Trainer
 
 
@@ -59,6 +60,7 @@ def run_training(
     torch.manual_seed(config.seed)
     phases = Phases()
     trainer, test = _build(comm, config, phases)
+    optimum = _optimum(comm, config, trainer.data)
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
@@ -67,13 +69,25 @@ def run_training(
     with agreed(comm):
         if comm.rank == 0:
             describe_run(directory, config, surroundings)
-    return _Run(comm, config, directory, trainer, test, checkpointer).finish(resumed, command)
+            if optimum is not None:
+                describe_optimum(directory, optimum)
+    return _Run(comm, config, directory, trainer, test, checkpointer, optimum).finish(resumed, command)
 
 
 def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Trainer, Dataset]:
     with agreed(comm):
         data = build_data(config.data)
     return build_trainer(config, data, comm, phases), data.test
+
+
+def _optimum(comm: Communicator, config: RunConfig, data: Dataset) -> Optimum | None:
+    """Return the least value of the objective, found by rank 0, where it is to be known and can be. Collective."""
+    if not (config.training.objective and has_optimum(config.model)):
+        return None
+    assert isinstance(config.model, LogisticModel)
+    section = config.model
+    found = from_root(comm, lambda: asdict(find_optimum(section, data)))
+    return Optimum(**found)
 
 
 def _resume(
@@ -132,10 +146,12 @@ class _Run:
         trainer: Trainer,
         test: Dataset,
         checkpointer: Checkpointer,
+        optimum: Optimum | None,
     ) -> None:
         per_epoch = trainer.sampler.steps_per_epoch
         self.comm, self.config, self.directory = comm, config, directory
         self.trainer, self.test, self.checkpointer = trainer, test, checkpointer
+        self.optimum = optimum
         self.steps = config.training.length.steps(per_epoch)
         self.evaluate_every = config.training.evaluate.steps(per_epoch)
         self.save_every = config.checkpoint.every.steps(per_epoch)
@@ -160,6 +176,8 @@ class _Run:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
             trainer.optimizer.say_with(console.say)
+            if self.config.training.objective and trainer.steps_done == 0 < self.steps:
+                self._evaluate(console)
             while trainer.steps_done < self.steps:
                 begin = perf_counter()
                 self.log.step(trainer.step())
@@ -205,8 +223,13 @@ class _Run:
     def _evaluate(self, console: Console) -> dict[str, float]:
         trainer = self.trainer
         metrics = evaluate(self.comm, trainer.model, trainer.loss, self.test)
-        if trainer.steps_done > self.done_before:
-            self.log.event("evaluation", trainer.steps_done, epoch=trainer.sampler.epoch, **metrics)
+        if self.config.training.objective:
+            metrics["objective"] = objective(self.comm, trainer.model, trainer.loss, trainer.data)
+        if self.optimum is not None:
+            metrics["suboptimality"] = metrics["objective"] - self.optimum.objective
+        if trainer.steps_done > self.done_before or trainer.steps_done == 0 < self.steps:
+            passes = trainer.gradients_done / len(trainer.data)
+            self.log.event("evaluation", trainer.steps_done, epoch=trainer.sampler.epoch, passes=passes, **metrics)
         console.evaluated(trainer.steps_done, trainer.sampler.epoch, self.train_loss, metrics)
         return metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from mpisparse.errors import CheckpointError
+from mpisparse.exchange import Traffic
 from mpisparse.optim import DistributedOptimizer
 from mpisparse.phases import Phases
 from mpisparse.runtime.runlog import StepRecord
@@ -18,6 +20,7 @@ from mpisparse.sampler import Sampler, Share
 from mpisparse.training.config import Training
 from mpisparse.training.data import Dataset
 from mpisparse.training.models import Loss
+from mpisparse.training.svrg import SVRG, Refreshed
 
 
 class Trainer:
@@ -34,6 +37,7 @@ class Trainer:
         schedule: LambdaLR,
         options: Training,
         phases: Phases,
+        svrg: SVRG | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -43,10 +47,14 @@ class Trainer:
         self.schedule = schedule
         self.options = options
         self.phases = phases
+        self.svrg = svrg
         self.steps_done = 0
+        #: Sample gradients computed so far, by all ranks together.
+        self.gradients_done = 0
 
     def step(self) -> StepRecord:
         """Take one optimizer step, and return what this rank did in it. Collective."""
+        refreshed = self.svrg.refresh() if self.svrg is not None and self.svrg.due(self.steps_done) else None
         with self.phases("data"):
             share = self.sampler.next()
         with self.phases("compute"):
@@ -57,19 +65,23 @@ class Trainer:
         loss_sum = self._accumulate(share)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.synchronize(samples=samples)
+        self._add_unsent()
         if self.options.clip_norm:
             with self.phases("apply"):
                 clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.steps_done += 1
+        gradients = share.global_count * (1 if self.svrg is None else 2) + len(self.data) * (refreshed is not None)
+        self.gradients_done += gradients
         return StepRecord(
             step=self.steps_done,
             epoch=share.epoch,
             learning_rate=learning_rate,
             loss_sum=loss_sum,
             samples=samples,
-            traffic=self.optimizer.traffic,
+            gradients=gradients,
+            traffic=_with(refreshed, self.optimizer.traffic),
             seconds=self.phases.take(),
             hidden=self.optimizer.hidden_seconds,
         )
@@ -86,10 +98,21 @@ class Trainer:
                 inputs, targets = self.data.batch(part)
             with self.phases("compute"), nullcontext() if part is last else self.optimizer.no_sync():
                 loss = self.loss(self.model(inputs), targets)
-                weighted = loss if part.numel() == samples else loss * (part.numel() / samples)
+                whole = loss if self.svrg is None else loss + self.svrg.correction(inputs, targets)
+                weighted = whole if part.numel() == samples else whole * (part.numel() / samples)
                 weighted.backward()  # type: ignore[no-untyped-call]
                 loss_sum += float(loss.detach()) * part.numel()
+        if self.loss.local_penalty is not None:
+            loss_sum += float(self.loss.local_penalty.exact()) * samples
         return loss_sum
+
+    def _add_unsent(self) -> None:
+        """Add to the averaged gradient what all ranks know without an exchange."""
+        with self.phases("apply"):
+            if self.svrg is not None:
+                self.svrg.add_full()
+            if self.loss.local_penalty is not None:
+                self.loss.local_penalty.add_gradient()
 
     def replicated_state(self) -> dict[str, Any]:
         """Return what is the same on every rank."""
@@ -98,6 +121,8 @@ class Trainer:
             "optimizer": self.optimizer.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "steps_done": self.steps_done,
+            "gradients_done": self.gradients_done,
+            "svrg": {} if self.svrg is None else self.svrg.state_dict(),
         }
 
     def rank_state(self) -> dict[str, Any]:
@@ -125,6 +150,11 @@ class Trainer:
         self.optimizer.exchange.load_state_dict(own["exchange"])
         self.sampler.load_state_dict(replicated["sampler"])
         self.steps_done = replicated["steps_done"]
+        # Checkpoints of version 0.1.0 have no count, and no svrg: a gradient a sample.
+        dealt = replicated["sampler"]["epoch"] * len(self.data) + replicated["sampler"]["consumed"]
+        self.gradients_done = replicated.get("gradients_done", dealt)
+        if self.svrg is not None:
+            self.svrg.load_state_dict(replicated["svrg"])
         self._schedule_from(self.steps_done)
         torch.set_rng_state(own["random"])
 
@@ -141,3 +171,15 @@ class Trainer:
         schedule = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         for group, base, factor in schedule:
             group["lr"] = base * factor(steps_done)
+
+
+def _with(refreshed: Refreshed | None, traffic: Traffic) -> Traffic:
+    """Return the traffic of a step with that of a new reference. The density of messages does not count the latter."""
+    if refreshed is None:
+        return traffic
+    return replace(
+        traffic,
+        payload=traffic.payload + refreshed.payload,
+        received=traffic.received + refreshed.received,
+        dense=traffic.dense + refreshed.dense,
+    )

@@ -13,14 +13,13 @@ from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.exchange import Traffic
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime.runlog import RunLog, StepRecord, replace_file
+from mpisparse.wire import HEADER_SIZE
 
 
 def record(step: int, rank: int = 0) -> StepRecord:
     seconds = dict.fromkeys(NAMES, 0.25 * (rank + 1))
-    traffic = Traffic(payload=10 + rank, received=20, dense=40, count=3 + rank, numel=100)
-    return StepRecord(
-        step, 0, 0.1, loss_sum=2.0 * rank, samples=rank, traffic=traffic, seconds=seconds, hidden=0.5 * rank
-    )
+    traffic = Traffic(payload=100 + rank, received=20, dense=40, count=3 + rank, numel=100, messages=2)
+    return StepRecord(step, 0, 0.1, 2.0 * rank, rank, 6, traffic, seconds=seconds, hidden=0.5 * rank)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -40,8 +39,36 @@ def test_steps_are_merged_over_ranks(tmp_path: Path) -> None:
     assert merged[0] == merged[1] == merged[2] == lines(tmp_path / "metrics.jsonl")
     first = merged[0][0]
     assert (first["samples"], first["loss"]) == (3, 6.0 / 3)
-    assert (first["payload_bytes"], first["received_bytes"], first["dense_bytes"]) == (33, 60, 120)
+    assert (first["payload_bytes"], first["received_bytes"], first["dense_bytes"]) == (303, 60, 120)
     assert (first["count"], first["entries"]) == (12, 300)
+    assert (first["messages"], first["gradients"]) == (6, 6)
+    assert first["coding_bytes"] == 303 - 6 * HEADER_SIZE
+    assert "sent_square" not in first
+
+
+def test_squares_are_added_up_where_there_is_a_gauge(tmp_path: Path) -> None:
+    def one(comm: Communicator) -> list[dict[str, Any]]:
+        log = RunLog(tmp_path, comm)
+        kept = record(1, comm.rank)
+        log.step(replace(kept, traffic=replace(kept.traffic, squares=(1.0 + comm.rank, 0.25))))
+        merged = log.flush()
+        log.close()
+        return merged
+
+    first = run_ranks(3, one)[0][0]
+    assert (first["gradient_square"], first["sent_square"]) == (6.0, 0.75)
+
+
+def test_slowest_and_own_seconds(tmp_path: Path) -> None:
+    def one(comm: Communicator) -> list[dict[str, Any]]:
+        log = RunLog(tmp_path, comm)
+        for step in (1, 2):
+            log.step(record(step, comm.rank))
+        merged = log.flush()
+        log.close()
+        return merged
+
+    first = run_ranks(3, one)[0][0]
     assert first["seconds"]["compute"] == 0.5
     assert first["seconds_slowest"]["compute"] == 0.75
     assert first["hidden_seconds"] == 0.5

@@ -43,7 +43,8 @@ def make(comm: Communicator, **changes: object) -> Trainer:
         model, loss = build_model(config.model, data, config.training.smoothing)
     sampler = Sampler(len(data.train), config.training.batch or 1, 0, comm.rank, comm.size)
     optimizer = build_optimizer(config, model, comm, phases)
-    schedule = build_schedule(config.schedule, optimizer, config.training.length.steps(sampler.steps_per_epoch))
+    per_epoch = sampler.steps_per_epoch
+    schedule = build_schedule(config.schedule, optimizer, config.training.length.steps(per_epoch), per_epoch)
     return Trainer(
         model=model,
         loss=loss,
@@ -77,7 +78,7 @@ def test_a_resumed_run_takes_its_options_from_the_configuration() -> None:
     second = make(solo(), training={"length": "4 epochs", "batch": 50}, optimizer=optimizer)
     second.load_state(*state)
     steps = 4 * second.sampler.steps_per_epoch
-    expected = 0.2 * learning_rate_factor(schema.Schedule(name="cosine"), steps)(10)
+    expected = 0.2 * learning_rate_factor(schema.Schedule(name="cosine"), steps, 1)(10)
     assert second.step().learning_rate == expected
     assert second.optimizer.param_groups[0]["momentum"] == 0.7
     assert second.steps_done == 11
@@ -159,11 +160,11 @@ def test_smoothing_where_it_does_nothing_is_refused() -> None:
 
 
 def test_schedules_have_their_shapes() -> None:
-    cosine = learning_rate_factor(schema.Schedule(name="cosine", warmup=4, final=0.1), 104)
+    cosine = learning_rate_factor(schema.Schedule(name="cosine", warmup=4, final=0.1), 104, 10)
     assert [cosine(step) for step in range(4)] == [0.2, 0.4, 0.6, 0.8]
     assert cosine(4) == 1.0
     assert cosine(54) == pytest.approx(0.55)
     assert cosine(104) == pytest.approx(0.1)
-    steps = learning_rate_factor(schema.Schedule(name="step"), 100)
+    steps = learning_rate_factor(schema.Schedule(name="step"), 100, 10)
     assert [steps(step) for step in (0, 49, 50, 75)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
-    assert learning_rate_factor(schema.Schedule(), 10)(9) == 1.0
+    assert learning_rate_factor(schema.Schedule(), 10, 10)(9) == 1.0

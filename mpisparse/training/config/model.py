@@ -10,11 +10,16 @@ from mpisparse.training.section import Section
 
 
 class LogisticModel(Section):
-    """l2-regularised logistic regression; `halved` writes the penalty as l2 / 2 * ||w||^2."""
+    """l2-regularised logistic regression.
+
+    halved: write the penalty as l2 / 2 * ||w||^2, else as l2 * ||w||^2.
+    penalty: "sent" has its gradient sparsified with the rest; "local" adds it after the exchange, exact and unsent.
+    """
 
     name: Literal["logistic"]
     l2: Annotated[float, Field(ge=0)] = 0.0
     halved: bool = True
+    penalty: Literal["sent", "local"] = "sent"
     bias: bool = False
 
 

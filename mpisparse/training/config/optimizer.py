@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field, model_validator
 
-from mpisparse.training.section import Section, unknown_key
+from mpisparse.training.section import DurationField, Section, unknown_key
 
 
 def optimizer_options() -> dict[str, set[str]]:
@@ -47,14 +47,16 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """The learning rate: linear warm-up over `warmup` steps, then constant, cosine to `final`, or steps.
+    """The learning rate: linear warm-up over `warmup` steps, then constant, cosine to `final`, steps, or inverse.
 
     final: share of the learning rate that cosine ends at.
+    period: length of training after which "inverse", 1 / (1 + t / period), has halved it.
     milestones: shares of the run after which "step" multiplies by `factor`.
     """
 
-    name: Literal["constant", "cosine", "step"] = "constant"
+    name: Literal["constant", "cosine", "step", "inverse"] = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
     milestones: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)] = (0.5, 0.75)
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    period: DurationField = Field(default="1 epoch")  # type: ignore[assignment]

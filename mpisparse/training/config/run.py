@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -15,6 +15,18 @@ from mpisparse.training.config.types import Seed
 from mpisparse.training.section import DurationField, Section
 
 
+class Svrg(Section):
+    """Stochastic variance-reduced gradients (Johnson and Zhang 2013), for convex problems.
+
+    every: length of training after which the reference is taken anew, and its full gradient exchanged, dense.
+    form: "whole" sparsifies the difference of the two gradients together with the full gradient; "difference" the
+        difference alone, and the full gradient, which all ranks hold, is added afterwards.
+    """
+
+    every: DurationField = Field(default="2 epochs")  # type: ignore[assignment]
+    form: Literal["whole", "difference"] = "difference"
+
+
 class Training(Section):
     """Length, batches and evaluation.
 
@@ -22,6 +34,8 @@ class Training(Section):
     global_batch: samples of all ranks together, which stays the same on any number of ranks. One of the two.
     microbatch: at most so many samples a backward pass; a step adds up several.
     clip_norm: largest norm of the averaged gradient; 0 leaves it alone.
+    objective: evaluate the training objective too, over all train samples in float64, at step 0 as well, and its
+        distance from the least value, where model and penalty allow to find that.
     log_every: steps between writes to the run log (every step is in it all the same).
     """
 
@@ -33,6 +47,7 @@ class Training(Section):
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     evaluate: DurationField = Field(default="1 epoch")  # type: ignore[assignment]
+    objective: bool = False
     log_every: PositiveInt = 20
 
     @model_validator(mode="after")
@@ -62,6 +77,8 @@ class RunConfig(Section):
     sparsifier: Sparsifier = Field(default_factory=lambda: DenseSparsifier(name="dense"))
     memory: Memory = Field(default_factory=Memory)
     exchange: Exchange = Field(default_factory=Exchange)
+    resparsify: Sparsifier | None = None
+    svrg: Svrg | None = None
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
 
 

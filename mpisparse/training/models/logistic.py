@@ -28,17 +28,18 @@ class LogisticRegression(LinearScore):
         two_classes("logistic", num_classes)
         super().__init__(input_shape, bias=bias)
 
-    def loss(self, *, l2: float = 0.0, halved: bool = True) -> LogisticLoss:
+    def loss(self, *, l2: float = 0.0, halved: bool = True, sent: bool = True) -> LogisticLoss:
         """Return the logistic loss with an l2 penalty on this model's weight.
 
         Args:
             l2: lambda, 0 or more.
             halved: True for lambda / 2 * ||w||^2, False for lambda * ||w||^2.
+            sent: False keeps the penalty's gradient out of the loss, to be added after the exchange.
 
         Raises:
             ConfigError: l2 is negative or not finite.
         """
-        return LogisticLoss(Penalty(self.weight, l2, halved))
+        return LogisticLoss(Penalty(self.weight, l2, halved, sent))
 
 
 class LogisticLoss(MarginLoss):

@@ -26,12 +26,17 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss over the samples, a scalar with a gradient, any penalty included.
+        """Return the mean loss over the samples, a scalar with a gradient, a penalty included that is not local.
 
         Args:
             outputs: what the model returns, of shape (n, ...).
             targets: int64, of shape (n,), or (n, length) where each position is predicted.
         """
+
+    @property
+    def local_penalty(self) -> Penalty | None:
+        """Return the penalty that is no part of the loss when called, and whose gradient is to be added unsent."""
+        return None
 
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -79,6 +84,8 @@ class Penalty:
     strength: lambda, 0 or more.
     halved: True for lambda / 2 * ||w||^2, whose gradient is lambda * w, as weight decay of that size has;
         False for lambda * ||w||^2, as the GSpar paper writes it.
+    sent: True where its gradient travels with that of the loss; False where `add_gradient` adds it after the exchange,
+        as the paper does: every rank knows it exactly.
 
     Raises:
         ConfigError: strength is negative or not finite.
@@ -87,6 +94,7 @@ class Penalty:
     weight: Tensor
     strength: float = 0.0
     halved: bool = True
+    sent: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength < float("inf"):
@@ -94,12 +102,25 @@ class Penalty:
 
     def __call__(self) -> Tensor:
         """Return the penalty, a scalar with a gradient."""
-        return (self.strength / 2 if self.halved else self.strength) * self.weight.square().sum()
+        return self._factor * self.weight.square().sum()
 
     @torch.no_grad()
     def exact(self) -> Tensor:
         """Return the penalty in float64, without a gradient."""
-        return (self.strength / 2 if self.halved else self.strength) * self.weight.double().square().sum()
+        return self._factor * self.weight.double().square().sum()
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the penalty's gradient to that of the weight."""
+        gradient = 2 * self._factor * self.weight
+        if self.weight.grad is None:
+            self.weight.grad = gradient
+        else:
+            self.weight.grad += gradient
+
+    @property
+    def _factor(self) -> float:
+        return self.strength / 2 if self.halved else self.strength
 
 
 class MarginLoss(Loss):
@@ -114,16 +135,21 @@ class MarginLoss(Loss):
     def __init__(self, penalty: Penalty | None = None) -> None:
         self.penalty = penalty
 
+    @property
+    def local_penalty(self) -> Penalty | None:
+        """Return the penalty where it is not sent."""
+        return None if self.penalty is None or self.penalty.sent else self.penalty
+
     @abstractmethod
     def of_margins(self, margins: Tensor) -> Tensor:
         """Return the loss of each margin, of the shape and dtype of `margins`."""
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over the samples plus the penalty; without samples 0, as a rank of none has no say."""
+        """Return the mean over the samples plus a penalty that is sent; without samples 0: none, no say."""
         if targets.numel() == 0:
             return outputs.sum() * 0.0
         loss = self.of_margins(_signs(targets, outputs.dtype) * outputs).mean()
-        return loss if self.penalty is None else loss + self.penalty()
+        return loss + self.penalty() if self.penalty is not None and self.penalty.sent else loss
 
     @torch.no_grad()
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -27,17 +27,18 @@ class LinearSVM(LinearScore):
         two_classes("svm", num_classes)
         super().__init__(input_shape, bias=bias)
 
-    def loss(self, *, l2: float = 0.0, halved: bool = True) -> HingeLoss:
+    def loss(self, *, l2: float = 0.0, halved: bool = True, sent: bool = True) -> HingeLoss:
         """Return the hinge loss with an l2 penalty on this model's weight.
 
         Args:
             l2: lambda, 0 or more.
             halved: True for lambda / 2 * ||w||^2, False for lambda * ||w||^2.
+            sent: False keeps the penalty's gradient out of the loss, to be added after the exchange.
 
         Raises:
             ConfigError: l2 is negative or not finite.
         """
-        return HingeLoss(Penalty(self.weight, l2, halved))
+        return HingeLoss(Penalty(self.weight, l2, halved, sent))
 
 
 class HingeLoss(MarginLoss):
