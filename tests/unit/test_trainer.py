@@ -13,7 +13,14 @@ from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.phases import Phases
 from mpisparse.sampler import Sampler
 from mpisparse.training import config as schema
-from mpisparse.training.build import build_data, build_model, build_optimizer, build_schedule, learning_rate_factor
+from mpisparse.training.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_trainer,
+    learning_rate_factor,
+)
 from mpisparse.training.configfile import parse_config
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.trainer import Trainer
@@ -168,3 +175,36 @@ def test_schedules_have_their_shapes() -> None:
     steps = learning_rate_factor(schema.Schedule(name="step"), 100, 10)
     assert [steps(step) for step in (0, 49, 50, 75)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
     assert learning_rate_factor(schema.Schedule(), 10, 10)(9) == 1.0
+    inverse = learning_rate_factor(schema.Schedule(name="inverse", period="2 epochs"), 100, 10)  # type: ignore[arg-type]
+    assert [inverse(step) for step in (0, 20, 60)] == [1.0, 0.5, 0.25]
+
+
+def test_svrg_refuses_models_whose_gradient_differs_between_calls() -> None:
+    with pytest.raises(ms.ConfigError, match="running statistics"):
+        make_whole({"name": "cnn", "channels": 4, "hidden": 8})
+    with pytest.raises(ms.ConfigError, match=r"svrg\.every is 0"):
+        make_whole({"name": "mlp", "hidden": [8]}, every="0 steps")
+
+
+def make_whole(model: dict[str, object], every: str = "1 epoch") -> Trainer:
+    """Return a trainer with SVRG, as a run builds it."""
+    tree = {
+        "name": "try",
+        "data": {"name": "digits"},
+        "model": model,
+        "training": {"length": "2 epochs", "batch": 50},
+        "svrg": {"every": every},
+    }
+    return build_trainer(parse_config(tree, "test"), DIGITS, solo(), Phases())
+
+
+def test_svrg_trains_any_smooth_model_without_noise() -> None:
+    """A multilayer perceptron: the first step of a reference is that of the whole set, whatever the batch."""
+    trainer = make_whole({"name": "mlp", "hidden": [8]})
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    inputs, targets = DIGITS.train.batch(torch.arange(len(DIGITS.train)))
+    trainer.loss(trainer.model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+    expected = [parameter.grad.clone() for parameter in trainer.model.parameters() if parameter.grad is not None]
+    trainer.step()
+    for old, new, gradient in zip(before, trainer.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(old - new.detach(), 0.1 * gradient, rtol=1e-3, atol=1e-6)
