@@ -11,11 +11,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mpisparse.errors import NonFiniteError
 from mpisparse.kernels.passes import BLOCK
 from mpisparse.kernels.philox import words
 from mpisparse.kernels.threads import PIECE, for_each_span
-from mpisparse.kernels.vectors import LARGEST, Vector, is_finite, refuse_bad_entries
+from mpisparse.kernels.vectors import LARGEST, Vector, refuse_bad_entries
 from mpisparse.sparse import Grid, Indices, SparseVector, index_dtype
 
 #: Bits of a float32 that count, and the exponent of the smallest.
@@ -50,12 +49,14 @@ def round_units(units: NDArray[np.float64], levels: int) -> NDArray[np.float32]:
     """Return units rounded up to so few bits that `levels` of them and fewer are float32 numbers, exactly.
 
     An entry that is at most `levels` units is at most as many of the rounded ones, and values need no rounding, so that
-    the mean of many draws stays the vector. Units beyond float32 become its largest number: an entry is at most one.
+    the mean of many draws stays the vector. Where `levels` units are beyond float32, the unit becomes its largest
+    number: no entry is more than one, and none is drawn out of float32.
     """
     _, exponents = np.frexp(units)
     steps = np.ldexp(1.0, np.maximum(exponents - (_BITS - levels.bit_length()), _SMALLEST_EXPONENT))
-    rounded: NDArray[np.float32] = np.minimum(np.ceil(units / steps) * steps, float(LARGEST)).astype(np.float32)
-    return rounded
+    rounded = np.ceil(units / steps) * steps
+    rounded[rounded * levels > float(LARGEST)] = float(LARGEST)
+    return rounded.astype(np.float32)
 
 
 def draw_levels(vector: Vector, levels: int, bucket: int | None, generator: np.random.Generator) -> SparseVector:
@@ -72,7 +73,7 @@ def draw_levels(vector: Vector, levels: int, bucket: int | None, generator: np.r
         generator: where the key of 128 bits is drawn from.
 
     Raises:
-        NonFiniteError: an entry is NaN or infinite, or the multiple above it leaves float32.
+        NonFiniteError: an entry is NaN or infinite.
     """
     whole = max(vector.size, 1)
     length = whole if bucket is None else min(bucket, whole)
@@ -88,11 +89,6 @@ def draw_levels(vector: Vector, levels: int, bucket: int | None, generator: np.r
         return out[0][:kept], out[1][:kept], out[2][:kept]
 
     indices, values, drawn = _join(for_each_span(vector.size, draw))
-    if not is_finite(values):
-        raise NonFiniteError(
-            f"an entry of {np.abs(vector).max()} lies between two multiples of {units.max()} of which one leaves the "
-            "range of float32: scale the gradients down"
-        )
     return SparseVector(indices, values, vector.size, grid=Grid(units, length, drawn))
 
 

@@ -28,7 +28,7 @@ class QSGD(Sparsifier):
       bucket.
     - The unit, norm / s, is rounded up to few enough bits that every value is a float32 number, before the draws: the
       rounding moves the probabilities with it, and the mean of many draws stays the vector.
-    - Entries near the end of float32 can be drawn out of it; that is a `NonFiniteError`.
+    - Where the norm is beyond float32, the unit is the largest float32: every value is finite, and the mean is right.
     """
 
     amplifies = True

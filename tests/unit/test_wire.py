@@ -250,7 +250,7 @@ def test_qsgd_arrives_bit_for_bit(bits: int, bucket: int | None, numel: int) -> 
     vector = np.random.default_rng(numel).standard_normal(numel).astype(np.float32)
     sparse = QSGD(bits, bucket).select(vector)
     for values in ("auto", "levels", "float32"):
-        assert same(decode(encode(sparse, Wire(values))), sparse)  # type: ignore[arg-type]
+        assert same(decode(encode(sparse, Wire(values))), sparse)
 
 
 #: Kinds of vectors, in the units of their own.
@@ -307,8 +307,8 @@ def test_rounded_values_are_on_no_grid() -> None:
     drawn = gridded(100, 100, dict.fromkeys(range(50), 3))
     assert rounded(drawn, Wire()).grid is drawn.grid
     for values in ("bfloat16", "float16", "sign"):
-        assert rounded(drawn, Wire(values)).grid is None  # type: ignore[arg-type]
-        assert decode(encode(drawn, Wire(values))).grid is None  # type: ignore[arg-type]
+        assert rounded(drawn, Wire(values)).grid is None
+        assert decode(encode(drawn, Wire(values))).grid is None
 
 
 def test_a_sender_refuses_a_level_of_zero() -> None:
