@@ -19,7 +19,7 @@ from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
 
 #: Rules that ask the same of a source, or nothing.
-Kind = Literal["dense", "biased", "amplifying"]
+Kind = Literal["dense", "biased", "amplifying", "drawing"]
 
 #: Long enough for the ways that long vectors take.
 _NUMEL = 2 * SHORT
@@ -35,7 +35,7 @@ def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory
     """
     nodes = comm.allgather_bytes(comm.describe().node.encode())
     leads = nodes.index(nodes[comm.rank]) == comm.rank
-    kind: Kind = "dense" if isinstance(sparsifier, Dense) else "amplifying" if sparsifier.amplifies else "biased"
+    kind = _kind(sparsifier)
     begin = perf_counter()
     if leads:
         rehearse(kind, memory, options)
@@ -46,6 +46,14 @@ def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory
     seconds = perf_counter() - begin
     how = "compiled, once for this machine" if seconds > _COMPILED else "loaded"
     return f"kernels {how}, in {seconds:.1f} s"
+
+
+def _kind(sparsifier: Sparsifier) -> Kind:
+    if isinstance(sparsifier, Dense):
+        return "dense"
+    if sparsifier.shares_grid:
+        return "drawing"
+    return "amplifying" if sparsifier.amplifies else "biased"
 
 
 @cache
@@ -61,7 +69,10 @@ def rehearse(rule: Kind, memory: Memory, options: Wire) -> None:
         for target, variance in ((_NUMEL / 50, None), (None, 1.0)):
             level = source.level(target=target, variance=variance, iterations=None)
         source.toss_equal(0.02, random.generator(0, 0, 0, 0))
+        source.peak(), source.norm()
         sparse = source.toss(np.float32(level), random.generator(0, 0, 0, 0), _NUMEL / 50)
+    elif rule == "drawing":
+        sparse = source.draw(7, 512, random.generator(0, 0, 0, 0))
     else:
         source.find(np.float32(0.5), _NUMEL)
         sparse = source.largest(_NUMEL // 50, None)

@@ -176,6 +176,10 @@ def build_sparsifier(section: schema.Sparsifier) -> sparsifiers.Sparsifier:
     if isinstance(section, schema.GsparSparsifier):
         density = None if section.density is None else _density(section.density, section.schedule)
         return sparsifiers.GSpar(density=density, variance=section.variance, iterations=section.iterations)
+    if isinstance(section, schema.QsgdSparsifier):
+        return sparsifiers.QSGD(section.bits, section.bucket or None)
+    if isinstance(section, schema.TerngradSparsifier):
+        return sparsifiers.TernGrad(clip=section.clip)
     if isinstance(section, schema.TrackedTopkSparsifier):
         density = _density(section.density, section.schedule)
         return sparsifiers.TrackedTopK(density, band=section.band, every=section.every)
