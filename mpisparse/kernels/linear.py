@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpisparse.kernels.atomic import attempt_add, fetch_add, load_counter, nanoseconds
 from mpisparse.kernels.levels import TOLERANCE
-from mpisparse.kernels.vectors import Vector
+from mpisparse.kernels.vectors import LARGEST, Vector
 
 #: Rules: every entry; GSpar's greedy Algorithm 3; every entry with the same chance.
 DENSE, GSPAR, UNIFORM = 0, 1, 2
@@ -201,7 +201,8 @@ def choose(choice, position, rate, scratch):
     gradient, numel = scratch.gradient, scratch.gradient.size
     draws = choice.draws[position : position + numel]
     if choice.rule == GSPAR:
-        level = np.float32(greedy_level(gradient, choice.density * numel, choice.iterations, scratch.values))
+        level = greedy_level(gradient, choice.density * numel, choice.iterations, scratch.values)
+        level = np.float32(min(level, np.float64(LARGEST)))
         _toss(draws, level, gradient, scratch.won)
         return _collect(scratch, level, rate, rate * level)
     _toss_equal(draws, np.float32(choice.density), gradient, scratch.won)
