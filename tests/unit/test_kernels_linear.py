@@ -44,7 +44,9 @@ def test_gradients_are_those_of_autograd(hinge: bool, halved: bool, count: int) 
         with torch.no_grad():
             model.weight.copy_(torch.from_numpy(weights))
         model.zero_grad()
-        loss(model(torch.from_numpy(samples.rows[chosen])), torch.from_numpy(samples.signs[chosen] > 0).long()).backward()
+        loss(
+            model(torch.from_numpy(samples.rows[chosen])), torch.from_numpy(samples.signs[chosen] > 0).long()
+        ).backward()
         assert linear.gradient_of(samples, chosen, weights, gradient)
         assert model.weight.grad is not None
         np.testing.assert_allclose(gradient, model.weight.grad[0].numpy(), rtol=2e-5, atol=2e-6)
