@@ -1,4 +1,4 @@
-"""The command line: `mpisparse train`, `config`, `check` and `bench`.
+"""The command line: `mpisparse train`, `sweep`, `config`, `check` and `bench`.
 
     mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
     mpisparse config jobs/digits.toml
@@ -67,6 +67,74 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
         allow_changes=allow_changes,
         command=shlex.join(words),
     )
+
+
+@cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@_SET
+@click.option("--reduced", is_flag=True, help="Make the study's reduced version.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Where to write; runs/ and the study's name if left out."
+)
+@click.option("--only", metavar="I|I:J", help="Make run I alone, or runs I to J - 1.")
+@click.option("--retry", is_flag=True, help="Make runs again that diverged before.")
+@click.option("--if-data", is_flag=True, help="Where the study's data is missing, say so and exit with 0.")
+@click.option("--list", "listed", is_flag=True, help="Print the runs, and make none.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: print JSON.")
+def sweep(
+    study: Path,
+    settings: tuple[str, ...],
+    reduced: bool,
+    run_dir: Path | None,
+    only: str | None,
+    retry: bool,
+    if_data: bool,
+    listed: bool,
+    as_json: bool,
+) -> None:
+    """Make all runs of STUDY, a TOML file, one after another. Start it under mpirun or srun."""
+    from mpisparse.training.study import describe, read_study
+
+    if listed:
+        from mpisparse.training.sweep import listing
+
+        runs = listing(read_study(study, reduced=reduced, settings=settings))
+        if as_json:
+            click.echo(json.dumps(runs, indent=2))
+        else:
+            for run in runs:
+                click.echo(f"{run['index']:4d}  {describe(run['settings'])}")
+        return
+    from mpisparse.comm import agreed
+    from mpisparse.errors import DataError
+    from mpisparse.runtime import start
+    from mpisparse.training.sweep import run_sweep
+
+    chosen = _indices(only)
+    comm, surroundings = start()
+    with agreed(comm):
+        plan = read_study(study, reduced=reduced, settings=settings)
+    try:
+        tally = run_sweep(comm, surroundings, plan, run_dir or Path("runs") / plan.name, only=chosen, retry=retry)
+    except DataError as error:
+        if not if_data:
+            raise
+        if speaks():
+            click.echo(f"mpisparse: {plan.name} is left out: {error}", err=True)
+        return
+    if speaks():
+        click.echo(f"{tally.done} runs made, {tally.before} were finished before, {tally.diverged} diverged")
+
+
+def _indices(only: str | None) -> range | None:
+    """Return the runs that --only names."""
+    if only is None:
+        return None
+    first, colon, stop = only.partition(":")
+    try:
+        return range(int(first), int(stop) if colon else int(first) + 1)
+    except ValueError:
+        raise click.UsageError(f"--only {only!r}: give the index of a run, or two as in 3:7") from None
 
 
 @cli.command("config")

@@ -22,7 +22,7 @@ from mpisparse.wire import Wire
 Result = TypeVar("Result")
 
 #: Rules that ask the same of a source, or nothing.
-Kind = Literal["dense", "biased", "amplifying"]
+Kind = Literal["dense", "biased", "amplifying", "drawing"]
 
 #: Long enough for the ways that long vectors take.
 _NUMEL = 2 * SHORT
@@ -33,8 +33,7 @@ _COMPILED = 3.0
 
 def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory, options: Wire) -> str:
     """Return what to say of the time it took to have every kernel ready that this exchange needs. Collective."""
-    kind: Kind = "dense" if isinstance(sparsifier, Dense) else "amplifying" if sparsifier.amplifies else "biased"
-    return leaders_first(comm, lambda: rehearse(kind, memory, options))[1]
+    return leaders_first(comm, lambda: rehearse(_kind(sparsifier), memory, options))[1]
 
 
 def leaders_first(comm: Communicator, action: Callable[[], Result]) -> tuple[Result, str]:
@@ -56,6 +55,14 @@ def leaders_first(comm: Communicator, action: Callable[[], Result]) -> tuple[Res
     return result, f"kernels {how}, in {seconds:.1f} s"
 
 
+def _kind(sparsifier: Sparsifier) -> Kind:
+    if isinstance(sparsifier, Dense):
+        return "dense"
+    if sparsifier.shares_grid:
+        return "drawing"
+    return "amplifying" if sparsifier.amplifies else "biased"
+
+
 @cache
 def rehearse(rule: Kind, memory: Memory, options: Wire) -> None:
     """Compile or load every kernel that an exchange of such a rule, memory and wire may call; once a process."""
@@ -69,7 +76,10 @@ def rehearse(rule: Kind, memory: Memory, options: Wire) -> None:
         for target, variance in ((_NUMEL / 50, None), (None, 1.0)):
             level = source.level(target=target, variance=variance, iterations=None)
         source.toss_equal(0.02, random.generator(0, 0, 0, 0))
+        source.peak(), source.norm()
         sparse = source.toss(np.float32(level), random.generator(0, 0, 0, 0), _NUMEL / 50)
+    elif rule == "drawing":
+        sparse = source.draw(7, 512, random.generator(0, 0, 0, 0))
     else:
         source.find(np.float32(0.5), _NUMEL)
         sparse = source.largest(_NUMEL // 50, None)

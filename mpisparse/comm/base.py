@@ -94,6 +94,10 @@ class Communicator(ABC):
         """Return a communicator of the same ranks whose traffic never meets this one's."""
 
     @abstractmethod
+    def free(self) -> None:
+        """Give back this communicator and all duplicates of it, of which none may be used afterwards."""
+
+    @abstractmethod
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""
 

@@ -96,6 +96,9 @@ class LocalCommunicator(Communicator):
         meeting = self._meeting.swap(self.rank, fresh)[0]
         return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
 
+    def free(self) -> None:
+        """Do nothing: threads hold nothing that has to be given back."""
+
     def describe(self) -> Description:
         """Return a description that says these ranks are threads."""
         return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)

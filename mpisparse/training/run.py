@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,10 +18,10 @@ from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_data, build_trainer
-from mpisparse.training.config import RunConfig
+from mpisparse.training.config import Data, RunConfig
 from mpisparse.training.configfile import to_tree
-from mpisparse.training.console import Console, summary_rows
-from mpisparse.training.data import Dataset
+from mpisparse.training.console import Console, ignore, summary_rows
+from mpisparse.training.data import Dataset, Split
 from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.optimum import Optimum, shared_optimum
@@ -48,6 +49,8 @@ def run_training(
     resume: str = "auto",
     allow_changes: bool = False,
     command: str = "mpisparse train CONFIG.toml",
+    load: Callable[[Data], Split] = build_data,
+    quiet: bool = False,
 ) -> Result:
     """Return the result of training as `config` says, on all ranks. Collective.
 
@@ -57,16 +60,22 @@ def run_training(
             over one, and a path goes on from that checkpoint.
         allow_changes: go on although the configuration changed.
         command: how the run was started, to suggest the next one.
+        load: returns the data of a section; one that keeps it saves loading it for every run of many.
+        quiet: print nothing.
 
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
-    if config.asynchronous is not None:
-        outcome = run_asynchronous(comm, surroundings, config, run_dir=run_dir, resume=resume, command=command)
-        return Result(*outcome)
     torch.manual_seed(config.seed)
     phases = Phases()
-    trainer, test = _build(comm, config, phases)
+    with agreed(comm):
+        data = load(config.data)
+    if config.asynchronous is not None:
+        outcome = run_asynchronous(
+            comm, surroundings, config, data, run_dir=run_dir, resume=resume, command=command, quiet=quiet
+        )
+        return Result(*outcome)
+    trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
     optimum = shared_optimum(comm, config, trainer.data)
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
@@ -78,13 +87,7 @@ def run_training(
             describe_run(directory, config, surroundings)
             if optimum is not None:
                 describe_optimum(directory, optimum)
-    return _Run(comm, config, directory, trainer, test, checkpointer, optimum).finish(resumed, command)
-
-
-def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Trainer, Dataset]:
-    with agreed(comm):
-        data = build_data(config.data)
-    return build_trainer(config, data, comm, phases), data.test
+    return _Run(comm, config, directory, trainer, data.test, checkpointer, optimum).finish(resumed, command, quiet)
 
 
 def _resume(
@@ -162,14 +165,14 @@ class _Run:
         self.train_loss: float | None = None
         self.done_before = trainer.steps_done
 
-    def finish(self, resumed: str, command: str) -> Result:
+    def finish(self, resumed: str, command: str, quiet: bool) -> Result:
         """Take the steps that are left, and return the result. Collective."""
         trainer, comm = self.trainer, self.comm
         if trainer.steps_done < self.steps:
             self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
         metrics: dict[str, float] | None = None
         saved = trainer.steps_done
-        with Console(comm.rank, self.steps, trainer.steps_done) as console:
+        with Console(comm.rank == 0 and not quiet, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
             trainer.optimizer.say_with(console.say)

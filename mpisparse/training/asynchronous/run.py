@@ -21,7 +21,7 @@ from mpisparse.training.asynchronous.report import summary_rows, write_metrics, 
 from mpisparse.training.asynchronous.shares import Shares
 from mpisparse.training.asynchronous.snapshots import Snapshot, Snapshots
 from mpisparse.training.asynchronous.worker import CompiledWorker, Record, StepwiseWorker, Worker, total
-from mpisparse.training.build import build_data, build_model, build_sparsifier, learning_rate_factor
+from mpisparse.training.build import build_model, build_sparsifier, learning_rate_factor
 from mpisparse.training.config import (
     DenseSparsifier,
     GsparSparsifier,
@@ -32,7 +32,7 @@ from mpisparse.training.config import (
 )
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console
-from mpisparse.training.data import Dataset
+from mpisparse.training.data import Dataset, Split
 from mpisparse.training.directory import describe_optimum, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.models import LinearSVM, LogisticRegression
@@ -49,10 +49,12 @@ def run_asynchronous(
     comm: Communicator,
     surroundings: Surroundings,
     config: RunConfig,
+    data: Split,
     *,
     run_dir: Path | None,
     resume: str,
     command: str,
+    quiet: bool,
 ) -> tuple[Path, dict[str, float], dict[str, Any]]:
     """Return the run directory, the last evaluation, and what the run came to. Collective.
 
@@ -62,12 +64,11 @@ def run_asynchronous(
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
-    torch.manual_seed(config.seed)
     with agreed(comm):
         if resume not in ("auto", "never"):
             raise ConfigError(f"--resume {resume}: an asynchronous run is made in one go, leave this out")
-        run = _Run(comm, config)
-    optimum = shared_optimum(comm, config, run.data.train)
+        run = _Run(comm, config, data)
+    optimum = shared_optimum(comm, config, data.train)
     directory = open_directory(comm, config, run_dir)
     with agreed(comm):
         if (directory / "metrics.jsonl").exists():
@@ -76,19 +77,19 @@ def run_asynchronous(
             describe_run(directory, config, surroundings)
             if optimum is not None:
                 describe_optimum(directory, optimum)
-    return run.finish(directory, optimum, command)
+    return run.finish(directory, optimum, command, quiet)
 
 
 class _Run:
     """The course of a run: all updates, then what was seen of them, then what is written down."""
 
-    def __init__(self, comm: Communicator, config: RunConfig) -> None:
+    def __init__(self, comm: Communicator, config: RunConfig, data: Split) -> None:
         section, options, training = config.model, config.asynchronous, config.training
         assert isinstance(section, LogisticModel)
         assert options is not None
         assert training.batch is not None
         self.comm, self.config, self.section, self.options = comm, config, section, options
-        self.data = build_data(config.data)
+        self.data = data
         model, self.loss = build_model(section, self.data, 0.0)
         assert isinstance(model, LogisticRegression | LinearSVM)
         self.model: LogisticRegression | LinearSVM = model
@@ -104,11 +105,11 @@ class _Run:
         self.shares = Shares(samples, self.batch, self.updates, finest, config.seed, shuffle=training.shuffle)
 
     def finish(
-        self, directory: Path, optimum: Optimum | None, command: str
+        self, directory: Path, optimum: Optimum | None, command: str, quiet: bool
     ) -> tuple[Path, dict[str, float], dict[str, Any]]:
         """Make all updates, evaluate what was seen of them, and write it down. Collective."""
         comm = self.comm
-        with Console(comm.rank, 0, 0) as console:
+        with Console(comm.rank == 0 and not quiet, 0, 0) as console:
             console.say(f"{self.data.train.describe()} | asynchronous, {self.rule!r}")
             console.say(f"writing to {directory}")
             record, snapshots, seconds, end = self._work(console)
