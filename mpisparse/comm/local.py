@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
-from mpisparse.errors import CommError
+from mpisparse.comm.window import SharedWindow, Window, shared_bytes
+from mpisparse.errors import CommError, ConfigError, alike
 
 Result = TypeVar("Result")
 
@@ -143,6 +144,13 @@ class LocalCommunicator(Communicator):
         array[:] = arrays[0]
         for other in arrays[1:]:
             array += other
+
+    def _shared_window(self, numel: int) -> Window:
+        memory = self._meeting.swap(self.rank, np.zeros(shared_bytes(numel), np.uint8))[0]
+        return SharedWindow(memory, numel, self.rank, self.barrier)
+
+    def _accumulate_window(self, numel: int) -> Window:
+        raise alike(ConfigError("threads of one process have no MPI to accumulate with: use window shared, or auto"))
 
 
 def solo() -> LocalCommunicator:

@@ -10,6 +10,8 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
+from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
+from mpisparse.comm.window import Window
 
 _THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "single",
@@ -115,6 +117,12 @@ class MPICommunicator(Communicator):
 
     def _allreduce(self, array: NDArray[np.float32]) -> None:
         self._comm.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM)
+
+    def _shared_window(self, numel: int) -> Window:
+        return shared_window(self._comm, numel)
+
+    def _accumulate_window(self, numel: int) -> Window:
+        return AccumulateWindow(self._comm, numel)
 
 
 def _library_name(version: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,25 +11,29 @@ from typing import Any
 import torch
 
 from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
-from mpisparse.comm import Communicator, agreed, from_root
+from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
+from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_data, build_trainer
-from mpisparse.training.config import Data, LogisticModel, RunConfig
+from mpisparse.training.config import Data, RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, ignore, summary_rows
 from mpisparse.training.data import Dataset, Split
 from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate, objective
-from mpisparse.training.optimum import Optimum, find_optimum, has_optimum
+from mpisparse.training.optimum import Optimum, shared_optimum
 from mpisparse.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: its directory, the last evaluation, and what it cost (see `summary_rows`)."""
+    """What a run came to: its directory, the last evaluation, and what it cost.
+
+    That is what `summary_rows` takes, or for an asynchronous run the fields of its log's last line.
+    """
 
     directory: Path
     metrics: dict[str, float]
@@ -66,8 +70,13 @@ def run_training(
     phases = Phases()
     with agreed(comm):
         data = load(config.data)
+    if config.asynchronous is not None:
+        outcome = run_asynchronous(
+            comm, surroundings, config, data, run_dir=run_dir, resume=resume, command=command, quiet=quiet
+        )
+        return Result(*outcome)
     trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
-    optimum = _optimum(comm, config, trainer.data)
+    optimum = shared_optimum(comm, config, trainer.data)
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
@@ -79,16 +88,6 @@ def run_training(
             if optimum is not None:
                 describe_optimum(directory, optimum)
     return _Run(comm, config, directory, trainer, data.test, checkpointer, optimum).finish(resumed, command, quiet)
-
-
-def _optimum(comm: Communicator, config: RunConfig, data: Dataset) -> Optimum | None:
-    """Return the least value of the objective, found by rank 0, where it is to be known and can be. Collective."""
-    if not (config.training.objective and has_optimum(config.model)):
-        return None
-    assert isinstance(config.model, LogisticModel)
-    section = config.model
-    found = from_root(comm, lambda: asdict(find_optimum(section, data)))
-    return Optimum(**found)
 
 
 def _resume(
