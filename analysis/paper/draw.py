@@ -1,40 +1,42 @@
-"""Drawing a Drawing: PNG and SVG with matplotlib, readable at half their size."""
+"""Drawing a Drawing: PNG and SVG with matplotlib, laid out in inches so that all figures have panels of one size."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from analysis.paper.drawing import Drawing, Line, Panel, to_csv
+from analysis.paper.axes import draw_panel
+from analysis.paper.drawing import Drawing, Panel, to_csv
 
 DPI = 150
-
-#: Inches of a panel, of what stands above and below all of them, and of a line in a legend.
-_WIDTH, _HEIGHT, _ABOVE, _BELOW, _LEGEND_LINE = 5.0, 3.5, 0.6, 0.35, 0.26
-
-#: Markers on a line, at most.
-_MARKERS = 6
 
 _STYLE: dict[str, Any] = {
     "font.size": 14,
     "axes.titlesize": 14,
     "axes.labelsize": 14,
-    "legend.fontsize": 12,
+    "legend.fontsize": 12.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.8,
     "lines.markersize": 5.5,
     "svg.hashsalt": "mpisparse",
-    "svg.fonttype": "path",
 }
+
+#: Inches: of axes, of what stands left, right, above and below them, of the title, of a line in a legend, of a footnote.
+_AXES = (4.1, 2.7)
+_LEFT, _RIGHT, _ABOVE, _BELOW = 1.05, 0.2, 0.45, 0.75
+_TITLE, _LEGEND_LINE, _NOTE = 0.5, 0.24, 0.26
+
+#: Inches of a letter in a legend, and of what stands before a label.
+_LETTER, _HANDLE = 0.088, 0.75
 
 
 def draw(drawing: Drawing, directory: Path) -> list[Path]:
@@ -48,105 +50,97 @@ def draw(drawing: Drawing, directory: Path) -> list[Path]:
     return paths
 
 
-def _figure(drawing: Drawing) -> Figure:
+@dataclass(frozen=True)
+class _Layout:
+    """Inches of a figure. panel: width and height from one panel to the next. below: all panels."""
+
+    rows: int
+    columns: int
+    panel: tuple[float, float]
+    legend: float
+    legend_columns: int
+    below: float
+    width: float
+
+    @property
+    def height(self) -> float:
+        return self.rows * self.panel[1] + self.below + _TITLE
+
+    def axes(self, panel: Panel) -> tuple[float, float, float, float]:
+        """Return left, bottom, width and height of a panel's axes as parts of the figure."""
+        left = (self.width - self.columns * self.panel[0]) / 2 + panel.column * self.panel[0] + _LEFT
+        top = self.height - _TITLE - panel.row * self.panel[1] - _ABOVE
+        width = self.panel[0] - _LEFT - _RIGHT
+        return left / self.width, (top - _AXES[1]) / self.height, width / self.width, _AXES[1] / self.height
+
+
+def _layout(drawing: Drawing) -> _Layout:
     rows = 1 + max((panel.row for panel in drawing.panels), default=0)
     columns = 1 + max((panel.column for panel in drawing.panels), default=0)
-    labelled = max((sum(bool(line.label) for line in panel.lines) for panel in drawing.panels), default=0)
-    legend = _LEGEND_LINE * -(-labelled // _legend_columns(drawing, columns))
-    notes = len(drawing.footnotes)
-    size = (
-        max(_WIDTH * columns, 7.5) if not drawing.one_legend else max(_WIDTH * columns, 8.5),
-        (_HEIGHT + (0 if drawing.one_legend else legend)) * rows
-        + (legend if drawing.one_legend else 0)
-        + _ABOVE
-        + _BELOW * notes,
-    )
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1, rect=_room(size[1], notes))  # type: ignore[union-attr, call-arg]
-    figure.suptitle(drawing.title, fontsize=16, fontweight="bold")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_visible(False)
+    labels = [list(dict.fromkeys(line.label for line in panel.lines if line.label)) for panel in drawing.panels]
+    letters = max((len(label) for each in labels for label in each), default=0)
+    entry = _LETTER * letters + _HANDLE
+    narrow = _LEFT + _AXES[0] + _RIGHT
+    notes = _NOTE * len(drawing.footnotes) + 0.1
+    if _share_a_legend(drawing):
+        width = max(columns * narrow, 8.5)
+        ncols = max(1, int(width / entry))
+        legend = _LEGEND_LINE * -(-len({label for each in labels for label in each}) // ncols)
+        return _Layout(rows, columns, (narrow, _ABOVE + _AXES[1] + _BELOW), legend, ncols, legend + notes + 0.1, width)
+    legend = _LEGEND_LINE * -(-max((len(each) for each in labels), default=0) // 2) + 0.2
+    pitch = max(narrow, 2 * entry)
+    height = _ABOVE + _AXES[1] + _BELOW + legend
+    return _Layout(rows, columns, (pitch, height), legend, 2, notes, max(columns * pitch, 7.5))
+
+
+def _figure(drawing: Drawing) -> Figure:
+    layout = _layout(drawing)
+    figure = Figure(figsize=(layout.width, layout.height))
+    figure.text(0.5, 1 - 0.14 / layout.height, drawing.title, fontsize=16, fontweight="bold", ha="center", va="top")
+    every = []
+    shared = _share_a_legend(drawing)
     for panel in drawing.panels:
-        _panel(drawing, panel, grid[panel.row, panel.column], columns)
-    if drawing.one_legend:
-        _shared_legend(drawing, figure, grid, columns)
+        axes = figure.add_axes(layout.axes(panel))
+        draw_panel(axes, drawing, panel)
+        every.append(axes)
+        if not shared:
+            _legend(figure, [axes], layout, below=_BELOW)
+    if shared:
+        _legend(figure, every, layout, below=None)
     for i, note in enumerate(reversed(drawing.footnotes)):
-        y = (0.08 + 0.28 * i) / size[1]
-        figure.text(0.012, y, note, fontsize=11, color="#555555", va="bottom")
+        figure.text(0.15 / layout.width, (0.1 + _NOTE * i) / layout.height, note, fontsize=11.5, color="#555555")
     return figure
 
 
-def _room(height: float, notes: int) -> tuple[float, float, float, float]:
-    """Return where panels may stand: above the footnotes."""
-    below = (0.1 + 0.28 * notes) / height if notes else 0.0
-    return (0.0, below, 1.0, 1.0 - below)
+def _share_a_legend(drawing: Drawing) -> bool:
+    """Return True if one legend will do: it is wanted, or all of several panels have the same."""
+    labels = {tuple(line.label for line in panel.lines) for panel in drawing.panels}
+    return drawing.one_legend or (len(drawing.panels) > 1 and len(labels) == 1)
 
 
-def _panel(drawing: Drawing, panel: Panel, axes: Axes, columns: int) -> None:
-    axes.set_visible(True)
-    y_scale = panel.y_scale or drawing.y_scale
-    for line in panel.lines:
-        _line(axes, line, positive=y_scale.startswith("log"))
-    _scale(axes.xaxis, panel.x_scale or drawing.x_scale, axes.set_xscale)
-    _scale(axes.yaxis, y_scale, axes.set_yscale)
-    if y_scale.startswith("log"):
-        _limit(axes, panel)
-    elif y_scale == "from zero":
-        axes.set_ylim(bottom=0)
-    axes.set_title(panel.title)
-    axes.set_xlabel(panel.x_label or drawing.x_label)
-    axes.set_ylabel(panel.y_label or drawing.y_label)
-    if not drawing.one_legend and axes.get_legend_handles_labels()[0]:
-        anchor = {"loc": "upper center", "bbox_to_anchor": (0.46, -0.19)}
-        axes.legend(ncols=_legend_columns(drawing, columns), frameon=False, handlelength=2.4, columnspacing=1.2, **anchor)
-
-
-def _line(axes: Axes, line: Line, *, positive: bool) -> None:
-    points = line.points
-    y = np.where(points.y > 0, points.y, np.nan) if positive else points.y
-    look = line.method.look | line.look
-    every = max(1, -(-len(y) // _MARKERS))
-    axes.plot(points.x, y, label=line.label or "_", markevery=(every // 2, every), **look)
-    if (points.high > points.low).any():
-        low = np.where(points.low > 0, points.low, np.nan) if positive else points.low
-        axes.fill_between(points.x, low, points.high, color=look["color"], alpha=0.15, linewidth=0)
-
-
-def _scale(axis: Any, scale: str, change: Any) -> None:
-    if scale == "log2":
-        change("log", base=2)
-        axis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5), numticks=12))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    elif scale == "log":
-        change("log")
-        axis.set_minor_formatter(NullFormatter())
-    elif scale == "ranks":
-        change("log", base=2)
-        axis.set_major_locator(LogLocator(base=2))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axis.set_major_locator(MaxNLocator(6))
-
-
-def _limit(axes: Axes, panel: Panel) -> None:
-    """Keep a logarithmic axis on what was measured: a band that reaches down to nothing would stretch it."""
-    ys = [value for line in panel.lines for value in line.points.y if np.isfinite(value) and value > 0]
-    if ys:
-        margin = max((max(ys) / min(ys)) ** 0.06, 1.02)
-        axes.set_ylim(min(ys) / margin, max(ys) * margin)
-
-
-def _legend_columns(drawing: Drawing, columns: int) -> int:
-    return 2 if not drawing.one_legend else (3 if columns > 1 else 2)
-
-
-def _shared_legend(drawing: Drawing, figure: Figure, grid: Any, columns: int) -> None:
-    handles: dict[str, Any] = {}
-    for axes in grid.flat:
+def _legend(figure: Figure, every: list[Axes], layout: _Layout, below: float | None) -> None:
+    """Draw the legend of some panels: so many inches below the one, or below all of the figure's."""
+    entries: dict[str, Any] = {}
+    for axes in every:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        ncols = _legend_columns(drawing, columns)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols, frameon=False)
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    box = every[0].get_position()
+    centre, top = 0.5, layout.below / layout.height
+    if below is not None:
+        left = layout.panel[0] / 2 - _LEFT
+        centre, top = box.x0 + left / layout.width, box.y0 - below / layout.height
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="upper center",
+        bbox_to_anchor=(centre, top),
+        ncols=min(layout.legend_columns, len(entries)),
+        frameon=False,
+        handlelength=2.2,
+        columnspacing=1.0,
+        labelspacing=0.3,
+        borderaxespad=0.0,
+        borderpad=0.0,
+    )

@@ -13,7 +13,7 @@ from analysis.paper.tuning import Tuned
 _PASSES, _BITS = ("dense", "gspar", "uniform"), ("dense", "gspar", "qsgd", "terngrad")
 
 _SUBOPTIMALITY = "f(w) − f(w*)"
-_HEADERS = "coding length: all messages of the run, without their fixed headers (with them: see page)"
+_HEADERS = "bits of all messages of the run, their fixed headers left out (with them: see page)"
 _NAMES = {"sgd": "SGD", "svrg": "SVRG", "real": "Real data"}
 
 
@@ -44,9 +44,9 @@ def convex_figures(tuned: Sequence[Tuned], footnotes: dict[str, str]) -> Iterato
             yield Drawing(
                 name=f"{name}-bits{suffix}",
                 experiment=experiment,
-                title=f"{title}: suboptimality against coding length (fixed headers left out)",
+                title=f"{title}: suboptimality against coding length",
                 panels=bits,
-                x_label="coding length (bits)",
+                x_label="coding length (bits, without fixed headers)",
                 y_label=_SUBOPTIMALITY,
                 x_scale="log",
                 footnotes=(_HEADERS, *notes),

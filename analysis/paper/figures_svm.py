@@ -67,10 +67,10 @@ def _staleness(record: Record, key: str) -> float | None:
 
 _Quantity = tuple[str, str, float, Callable[[Record], float | None]]
 _QUANTITIES: tuple[_Quantity, ...] = (
-    ("conflicts", "failed attempts an entry written", 1.0, conflicts_per_write),
-    ("waiting", "share of ranks' time (%)", 100.0, waiting_share),
-    ("staleness, mean", "updates by others", 1.0, mean_staleness),
-    ("staleness, largest", "updates by others", 1.0, _largest_staleness),
+    ("conflicts: failed attempts an entry", "an entry written", 1.0, conflicts_per_write),
+    ("waiting: share of the ranks' time", "%", 100.0, waiting_share),
+    ("staleness: mean", "updates by others", 1.0, mean_staleness),
+    ("staleness: largest", "updates by others", 1.0, _largest_staleness),
 )
 
 

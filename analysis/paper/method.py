@@ -20,8 +20,8 @@ _OTHER = ("", "#E69F00", "v")
 #: From which density, or with how many bits, a line is drawn in which style: thinner dashes for less sent.
 _DENSITIES: tuple[tuple[float, Any], ...] = (
     (0.1, "solid"),
-    (0.05, (0, (6, 1.5))),
-    (0.02, (0, (3.5, 1.5))),
+    (0.05, (0, (4.5, 1.5))),
+    (0.02, (0, (2.5, 1.3))),
     (0.01, (0, (5, 1.5, 1, 1.5))),
     (0.0, (0, (1.2, 1.2))),
 )
