@@ -70,7 +70,7 @@ def _ticks(values: list[Any], base: int) -> tuple[Locator, bool]:
     """Return where ticks of a logarithmic axis are, and whether they are written as plain numbers."""
     known = [value for each in values for value in each if np.isfinite(value) and value > 0]
     span = max(known) / min(known) if known else 10.0
-    small = bool(known) and 1e-4 <= min(known) and max(known) < 1e5
+    small = bool(known) and min(known) >= 1e-4 and max(known) < 1e5
     if span < 5:
         return MaxNLocator(5), True
     if base == 2:

@@ -15,7 +15,7 @@ from analysis.paper.drawing import Drawing, Panel, to_csv
 
 DPI = 150
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 14,
     "axes.titlesize": 14,
     "axes.labelsize": 14,
@@ -30,7 +30,7 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "mpisparse",
 }
 
-#: Inches: of axes, of what stands left, right, above and below them, of the title, of a line in a legend, of a footnote.
+#: Inches: of axes, what stands left, right, above and below them, of the title, a legend's line, a footnote.
 _AXES = (4.1, 2.7)
 _LEFT, _RIGHT, _ABOVE, _BELOW = 1.05, 0.2, 0.45, 0.75
 _TITLE, _LEGEND_LINE, _NOTE = 0.5, 0.24, 0.26

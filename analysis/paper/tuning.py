@@ -24,8 +24,8 @@ class Tuned:
     """A curve after the choice of its learning rate.
 
     records: the repeats at that rate, in the order of their seeds; empty if runs failed at every rate.
-    lr: the rate chosen. scores: for each rate of the grid, the mean of the repeats' last values, infinity if one failed.
-    y: the key of those values.
+    lr: the rate chosen. scores: for each rate of the grid, the mean of the repeats' last values, infinity
+    if one failed. y: the key of those values.
     """
 
     place: Place
@@ -106,7 +106,9 @@ def _tuned(group: list[Record]) -> Iterator[Tuned]:
 
 def _lent_baselines(curves: list[Tuned]) -> Iterator[Tuned]:
     """Yield dense SVRG for the form that has none: without sparsification both forms are the same."""
-    dense = {curve.place: curve for curve in curves if curve.place.experiment == "svrg" and curve.method.family == "dense"}
+    dense = {
+        curve.place: curve for curve in curves if curve.place.experiment == "svrg" and curve.method.family == "dense"
+    }
     for place in dict.fromkeys(curve.place for curve in curves if curve.place.experiment == "svrg"):
         if place in dense:
             continue

@@ -34,17 +34,17 @@ TERNGRAD: dict[str, Any] = {"name": "terngrad"}
 def var_of(rule: Mapping[str, Any]) -> float:
     """Return about what the paper's rules add, in squared norms."""
     if rule["name"] == "gspar":
-        return max(1.0, 0.46 / rule["density"])
+        return max(1.0, 0.46 / float(rule["density"]))
     if rule["name"] == "uniform":
         return float(1 / rule["density"])
-    return {"dense": 1.0, "terngrad": 6.0}.get(rule["name"], 1 + 40 / 4 ** rule.get("bits", 1))
+    return {"dense": 1.0, "terngrad": 6.0}.get(str(rule["name"]), 1 + 40 / 4 ** int(rule.get("bits", 1)))
 
 
 def bits_of(rule: Mapping[str, Any]) -> float:
     """Return about how many bits a message takes, without its header."""
     if rule["name"] in ("gspar", "uniform"):
-        return FEATURES * rule["density"] * (9 if rule["name"] == "gspar" else 40)
-    return FEATURES * {"dense": 32.0, "terngrad": 1.5}.get(rule["name"], float(rule.get("bits", 1)))
+        return FEATURES * float(rule["density"]) * (9 if rule["name"] == "gspar" else 40)
+    return FEATURES * {"dense": 32.0, "terngrad": 1.5}.get(str(rule["name"]), float(rule.get("bits", 1)))
 
 
 def convex_config(name: str, rule: Mapping[str, Any], lr: float, **changes: Any) -> dict[str, Any]:
