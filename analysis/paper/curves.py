@@ -80,7 +80,7 @@ def _at_evaluations(record: Record, x: str) -> Array:
     if x == "steps":
         return lines["step"]
     sums = _sums(record, x)
-    if not len(sums):
+    if not np.isfinite(sums).all() or not len(sums):
         return np.full(len(lines["step"]), np.nan)
     done = np.searchsorted(record.steps["step"], lines["step"], side="right")
     return np.concatenate([[0.0], sums])[done]

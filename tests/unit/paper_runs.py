@@ -37,7 +37,8 @@ def var_of(rule: Mapping[str, Any]) -> float:
         return max(1.0, 0.46 / float(rule["density"]))
     if rule["name"] == "uniform":
         return float(1 / rule["density"])
-    return {"dense": 1.0, "terngrad": 6.0}.get(str(rule["name"]), 1 + 40 / 4 ** int(rule.get("bits", 1)))
+    other = 1 + 40 / 4 ** int(rule.get("bits", 1))
+    return {"dense": 1.0, "terngrad": 6.0}.get(str(rule["name"]), other)
 
 
 def bits_of(rule: Mapping[str, Any]) -> float:
@@ -158,9 +159,19 @@ def write_cnn(directory: Path, rule: Mapping[str, Any], *, channels: int = 24, s
 
 
 def write_svm(
-    directory: Path, rule: Mapping[str, Any], ranks: int, *, lr: float = 0.05, gain: float = 1.0, l2: float = 0.05
+    directory: Path,
+    rule: Mapping[str, Any],
+    ranks: int,
+    *,
+    lr: float = 0.05,
+    gain: float = 1.0,
+    l2: float = 0.05,
+    spa: float | None = None,
 ) -> Path:
-    """Write an asynchronous run: fewer conflicts and faster for what writes less, by the factor `gain` a doubling."""
+    """Write an asynchronous run: what writes less has fewer conflicts and is faster; dense's grow by `gain` a doubling.
+
+    spa: the share of entries that is written; that of the rule by default.
+    """
     config = {
         "name": "paper-svm",
         "seed": 0,
@@ -171,7 +182,7 @@ def write_svm(
         "sparsifier": dict(rule),
         "asynchronous": {"window": "auto", "snapshots": 50},
     }
-    spa, updates = spa_of(rule), 5 * 51200
+    spa, updates = spa_of(rule) if spa is None else spa, 5 * 51200
     conflict = 0.004 * spa**0.5 * math.log2(ranks) * (gain ** math.log2(ranks) if spa == 1 else 1)
     wall = updates * 4e-6 * (0.4 + 0.6 * spa + 40 * conflict) / ranks
     lines: list[dict[str, Any]] = [{"kind": "start", "step": 0, "ranks": ranks, "steps": updates}]
