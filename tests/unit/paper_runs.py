@@ -37,7 +37,7 @@ def var_of(rule: Mapping[str, Any]) -> float:
         return max(1.0, 0.46 / float(rule["density"]))
     if rule["name"] == "uniform":
         return float(1 / rule["density"])
-    other = 1 + 40 / 4 ** int(rule.get("bits", 1))
+    other = 1 + 40 * float(0.25 ** int(rule.get("bits", 1)))
     return {"dense": 1.0, "terngrad": 6.0}.get(str(rule["name"]), other)
 
 
