@@ -15,6 +15,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -23,6 +24,9 @@ from rich.table import Table
 from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
+
+if TYPE_CHECKING:
+    from mpisparse.training.study import Study
 
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set a key over the file; may be repeated."
@@ -77,7 +81,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     "--run-dir", type=click.Path(path_type=Path), help="Where to write; runs/ and the study's name if left out."
 )
 @click.option("--only", metavar="I|I:J", help="Make run I alone, or runs I to J - 1.")
-@click.option("--retry", is_flag=True, help="Make runs again that diverged before.")
+@click.option("--retry", is_flag=True, help="Make runs again that failed before.")
 @click.option("--if-data", is_flag=True, help="Where the study's data is missing, say so and exit with 0.")
 @click.option("--list", "listed", is_flag=True, help="Print the runs, and make none.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print JSON.")
@@ -93,37 +97,44 @@ def sweep(
     as_json: bool,
 ) -> None:
     """Make all runs of STUDY, a TOML file, one after another. Start it under mpirun or srun."""
-    from mpisparse.training.study import describe, read_study
+    from mpisparse.training.study import read_study
 
+    chosen = _indices(only)
     if listed:
-        from mpisparse.training.sweep import listing
-
-        runs = listing(read_study(study, reduced=reduced, settings=settings))
-        if as_json:
-            click.echo(json.dumps(runs, indent=2))
-        else:
-            for run in runs:
-                click.echo(f"{run['index']:4d}  {describe(run['settings'])}")
+        _print_runs(read_study(study, reduced=reduced, settings=settings), chosen, as_json)
         return
+    if as_json:
+        raise click.UsageError("--json prints a list as data: give it with --list")
     from mpisparse.comm import agreed
     from mpisparse.errors import DataError
     from mpisparse.runtime import start
     from mpisparse.training.sweep import run_sweep
 
-    chosen = _indices(only)
     comm, surroundings = start()
     with agreed(comm):
         plan = read_study(study, reduced=reduced, settings=settings)
     try:
         tally = run_sweep(comm, surroundings, plan, run_dir or Path("runs") / plan.name, only=chosen, retry=retry)
     except DataError as error:
-        if not if_data:
+        if not (if_data and error.on_all_ranks):
             raise
         if speaks():
             click.echo(f"mpisparse: {plan.name} is left out: {error}", err=True)
         return
-    if speaks():
-        click.echo(f"{tally.done} runs made, {tally.before} were finished before, {tally.diverged} diverged")
+    raise SystemExit(tally.exit_code)
+
+
+def _print_runs(study: Study, only: range | None, as_json: bool) -> None:
+    """Print the runs of a study: a line each, or JSON."""
+    from mpisparse.training.study import describe
+    from mpisparse.training.sweepfiles import listing
+
+    runs = listing(study, only)
+    if as_json:
+        click.echo(json.dumps(runs, indent=2))
+    else:
+        for run in runs:
+            click.echo(f"{run['index']:4d}  {describe(run['settings'])}")
 
 
 def _indices(only: str | None) -> range | None:

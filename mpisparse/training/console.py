@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -63,15 +63,21 @@ class Console:
         """Print the closing table, and a line after it, on standard output."""
         if not self._speaks:
             return
-        table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, value)
-        columns = terminal_columns(STDOUT)
-        out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
-        out.print(table)
+        out = _print_table(rows, title)
         out.print(following, soft_wrap=True, markup=False)
+
+
+def _print_table(rows: Iterable[tuple[str, str]], title: str) -> RichConsole:
+    """Print a table of names and values on standard output, and return what prints there."""
+    table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    columns = terminal_columns(STDOUT)
+    out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
+    out.print(table)
+    return out
 
 
 def _evaluation(metrics: Mapping[str, float]) -> str:
@@ -117,12 +123,20 @@ class SweepConsole:
         if self._speaks:
             self._console.print(line, soft_wrap=True, markup=False)
 
-    def ended(self, name: str, news: str, metrics: Mapping[str, float] | None, seconds: float) -> None:
+    def ended(self, name: str, news: str, metrics: Mapping[str, float], seconds: float) -> None:
         """Print how a run ended: its `news`, or what its last evaluation said."""
         self._ended += 1
         self._progress.update(self._task, completed=self._ended)
-        told = news or _evaluation(metrics or {})
-        self.say(f"[{self._ended}/{self._runs}] {name} | {told} | {seconds:.1f} s")
+        self.say(f"[{self._ended}/{self._runs}] {name} | {news or _evaluation(metrics)} | {seconds:.1f} s")
+
+    def summary(self, failed: Mapping[str, str], done: int, before: int) -> None:
+        """Print which runs failed, and how many did not, on standard output."""
+        if not self._speaks:
+            return
+        self._progress.stop()
+        if failed:
+            _print_table(failed.items(), f"{len(failed)} failed")
+        print(f"{done} runs made, {before} were finished before, {len(failed)} failed", flush=True)
 
 
 def ignore(line: str) -> None:

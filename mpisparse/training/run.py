@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -12,19 +11,20 @@ import torch
 
 from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
 from mpisparse.comm import Communicator, agreed
-from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
+from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, NonFiniteError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.asynchronous import run_asynchronous
-from mpisparse.training.build import build_data, build_trainer
-from mpisparse.training.config import Data, RunConfig
+from mpisparse.training.build import build_trainer
+from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, ignore, summary_rows
-from mpisparse.training.data import Dataset, Split
+from mpisparse.training.data import Dataset
 from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate, objective
-from mpisparse.training.optimum import Optimum, shared_optimum
+from mpisparse.training.kept import Kept
+from mpisparse.training.optimum import Optimum
 from mpisparse.training.trainer import Trainer
 
 
@@ -49,7 +49,7 @@ def run_training(
     resume: str = "auto",
     allow_changes: bool = False,
     command: str = "mpisparse train CONFIG.toml",
-    load: Callable[[Data], Split] = build_data,
+    kept: Kept | None = None,
     quiet: bool = False,
 ) -> Result:
     """Return the result of training as `config` says, on all ranks. Collective.
@@ -60,23 +60,22 @@ def run_training(
             over one, and a path goes on from that checkpoint.
         allow_changes: go on although the configuration changed.
         command: how the run was started, to suggest the next one.
-        load: returns the data of a section; one that keeps it saves loading it for every run of many.
+        kept: data and optima of runs before this one; a run that is alone makes its own.
         quiet: print nothing.
 
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
+    kept = kept or Kept()
+    data, optimum = kept.data(comm, config.data), kept.optimum(comm, config)
     torch.manual_seed(config.seed)
     phases = Phases()
-    with agreed(comm):
-        data = load(config.data)
     if config.asynchronous is not None:
         outcome = run_asynchronous(
-            comm, surroundings, config, data, run_dir=run_dir, resume=resume, command=command, quiet=quiet
+            comm, surroundings, config, data, optimum, run_dir=run_dir, resume=resume, command=command, quiet=quiet
         )
         return Result(*outcome)
     trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
-    optimum = shared_optimum(comm, config, trainer.data)
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
@@ -180,7 +179,11 @@ class _Run:
                 self._evaluate(console)
             while trainer.steps_done < self.steps:
                 begin = perf_counter()
-                self.log.step(trainer.step())
+                try:
+                    self.log.step(trainer.step())
+                except NonFiniteError as error:
+                    self._leave_log(error)
+                    raise
                 self.totals["wall"] += perf_counter() - begin
                 done = trainer.steps_done
                 if self._due(self.config.training.log_every) or self._due(self.evaluate_every) or done == self.steps:
@@ -197,11 +200,18 @@ class _Run:
             self._save()
         totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
-        if trainer.steps_done > self.done_before:
+        # A run may have been stopped between its last checkpoint and this line.
+        if trainer.steps_done > self.done_before or not self.log.ended:
             self.log.event("end", trainer.steps_done, wall_seconds=self.totals["wall"], **totals, **moved)
         self.log.close()
         self._summarise(console, metrics, command)
         return Result(self.directory, metrics, self.totals)
+
+    def _leave_log(self, error: NonFiniteError) -> None:
+        """Write what led to an error that all ranks raised in the same step. Collective."""
+        if error.on_all_ranks:
+            self.log.flush()
+            self.log.close()
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.trainer.steps_done % every == 0

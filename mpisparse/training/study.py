@@ -75,14 +75,34 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
     Args:
         path: a TOML file.
         reduced: take the file's reduced version.
-        settings: "section.key=value" over the base, as `mpisparse train --set` takes it.
+        settings: "section.key=value" over the base and the reduced version, as `mpisparse train --set` takes it.
 
     Raises:
-        ConfigError: the file is missing or no study, or a run of it is no configuration, saying which.
+        ConfigError: the file is missing or no study, two of its axes or an axis and `settings` set the same key, or a
+            run of it is no configuration, saying which.
     """
+    text, file = _read(path)
+    if reduced and file.reduced is None:
+        raise ConfigError(f"{path} has no [reduced] version: leave --reduced out")
+    varied = file.reduced if reduced and file.reduced is not None else Variation()
+    axes = _axes(file, varied, path)
+    tree = copy.deepcopy(file.base)
+    for key, value in varied.set.items():
+        _refuse_axis(key, axes, f"{path}: reduced.set")
+        _put(tree, key, value, path)
+    for setting in settings:
+        _refuse_axis(setting.partition("=")[0].strip(), axes, f"--set {setting!r}")
+    combinations = _combinations(axes, path)
+    varies = {key for key in combinations[0] if any(chosen[key] != combinations[0][key] for chosen in combinations)}
+    tree = apply_settings(tree, settings)
+    runs = tuple(_plan(path, tree, index, chosen, varies) for index, chosen in enumerate(combinations))
+    return Study(runs[0].config.name, reduced, text, runs)
+
+
+def _read(path: Path) -> tuple[str, StudyFile]:
     try:
         text = path.read_text(encoding="utf-8")
-        file = StudyFile.model_validate(tomllib.loads(text))
+        return text, StudyFile.model_validate(tomllib.loads(text))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a study") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -90,17 +110,44 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
     except ValidationError as error:
         problems = "; ".join(explain(problem) for problem in error.errors())
         raise ConfigError(f"{path} is no study: {problems}") from None
-    if reduced and file.reduced is None:
-        raise ConfigError(f"{path} has no [reduced] version: leave --reduced out")
-    varied = file.reduced if reduced and file.reduced is not None else Variation()
-    tree = apply_settings(file.base, settings)
-    for key, value in varied.set.items():
-        _put(tree, key, value, path)
+
+
+def _axes(file: StudyFile, varied: Variation, path: Path) -> dict[str, list[Any]]:
+    """Return the axes of a version, in their order; ConfigError for two that set the same."""
+    for key in varied.drop:
+        if key not in file.axes:
+            raise ConfigError(
+                f"{path}: reduced.drop: {key!r} is no axis of the study. Its axes: {', '.join(file.axes)}"
+            )
     axes = {key: values for key, values in file.axes.items() if key not in varied.drop} | varied.axes
-    combinations = _combinations(axes, path)
-    varies = {key for key in combinations[0] if any(chosen[key] != combinations[0][key] for chosen in combinations)}
-    runs = tuple(_plan(path, tree, index, chosen, varies) for index, chosen in enumerate(combinations))
-    return Study(runs[0].config.name, reduced, text, runs)
+    seen: list[str] = []
+    for axis in axes:
+        for key in _keys(axis):
+            other = next((known for known in seen if _meet(key, known)), None)
+            if other is not None:
+                raise ConfigError(
+                    f"{path}: axis {axis!r} sets {key!r}, and {other!r} is set by an axis already: join the two by a "
+                    "comma, or leave one out, in a reduced version by reduced.drop"
+                )
+            seen.append(key)
+    return axes
+
+
+def _refuse_axis(key: str, axes: Mapping[str, list[Any]], source: str) -> None:
+    """Raise ConfigError if a value is given to what an axis sets all the same."""
+    axis = next((axis for axis in axes if any(_meet(key, known) for known in _keys(axis))), None)
+    if axis is not None:
+        raise ConfigError(f"{source}: the study's axis {axis!r} sets {key!r}: choose among its runs with --only")
+
+
+def _meet(key: str, other: str) -> bool:
+    """Return True when one key is the other, or a section that holds it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _keys(axis: str) -> list[str]:
+    """Return the keys that an axis sets: one, or several joined by commas."""
+    return [key.strip() for key in axis.split(",")]
 
 
 def _combinations(axes: Mapping[str, list[Any]], path: Path) -> list[dict[str, Any]]:
@@ -108,17 +155,17 @@ def _combinations(axes: Mapping[str, list[Any]], path: Path) -> list[dict[str, A
     for key, values in axes.items():
         if not values:
             raise ConfigError(f"{path}: axis {key!r} has no values: give one or more, or leave it out")
-    choices = [[_together(key, value, path) for value in values] for key, values in axes.items()]
+    choices = [[_together(axis, value, path) for value in values] for axis, values in axes.items()]
     return [dict(pair for part in parts for pair in part.items()) for parts in itertools.product(*choices)]
 
 
-def _together(key: str, value: Any, path: Path) -> dict[str, Any]:
-    """Return the keys that one value of an axis sets: one, or several joined by commas."""
-    keys = [part.strip() for part in key.split(",")]
+def _together(axis: str, value: Any, path: Path) -> dict[str, Any]:
+    """Return what one value of an axis sets, by key."""
+    keys = _keys(axis)
     if len(keys) == 1:
         return {keys[0]: value}
     if not isinstance(value, list) or len(value) != len(keys):
-        raise ConfigError(f"{path}: axis {key!r} takes lists of {len(keys)} values, not {value!r}")
+        raise ConfigError(f"{path}: axis {axis!r} takes lists of {len(keys)} values, not {value!r}")
     return dict(zip(keys, value, strict=True))
 
 

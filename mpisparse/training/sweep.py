@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from mpisparse.comm import Communicator, from_root, require_same
-from mpisparse.errors import ConfigError, NonFiniteError
+from mpisparse.errors import ConfigError, DataError, LaunchError, MpiSparseError, NonFiniteError
 from mpisparse.runtime import Surroundings
-from mpisparse.runtime.runlog import replace_file
-from mpisparse.training.build import build_data
-from mpisparse.training.configfile import to_toml
 from mpisparse.training.console import SweepConsole
+from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
+from mpisparse.training.sweepfiles import Failure, claim, forget_failure, look_up, table, write_failure
 
-_FAILED = "failed.json"
-_FINISHED = "finished before"
+#: What a person has to put right, and what would meet the next run as well.
+_ENDING = (ConfigError, DataError, LaunchError)
 
 
 @dataclass(slots=True)
 class Tally:
-    """How many runs of a sweep were made, had been before, and diverged (now or before)."""
+    """How the runs of a sweep ended: how many were made now, how many had been before, and which failed, then or now.
+
+    failed: by directory of the run.
+    """
 
     done: int = 0
     before: int = 0
-    diverged: int = 0
+    failed: dict[str, Failure] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, unless a run failed otherwise than by diverging."""
+        return next((failure.exit_code for failure in self.failed.values() if not failure.diverged), 0)
 
 
 def run_sweep(
@@ -46,9 +49,8 @@ def run_sweep(
 ) -> Tally:
     """Return how the runs of `study` ended, having made those that were not finished. Collective.
 
-    A finished run is left alone, one that was interrupted goes on from its newest checkpoint. One that diverges (NaN or
-    infinity, as at too large a step) has that written to its failed.json, and the next run follows; any other error
-    ends the sweep.
+    A finished run is left alone, one that was interrupted goes on from its newest checkpoint. One that fails on all
+    ranks alike, as by NaN at too large a step, has that written to its failed.json, and the next run follows.
 
     Args:
         directory: of the sweep; each run has one of its own in it.
@@ -57,42 +59,50 @@ def run_sweep(
 
     Raises:
         ConfigError: `directory` belongs to another study, or `only` names no run.
-        MpiSparseError: what a run raises, but for divergence.
+        MpiSparseError: what a run raises on some ranks, or for want of configuration, data or launch.
     """
     chosen = _chosen(study, only)
-    require_same(comm, "the studies", _table(study).splitlines())
-    from_root(comm, lambda: _claim(directory, study))
-    load, tally = lru_cache(maxsize=1)(build_data), Tally()
-    with SweepConsole(comm.rank, len(chosen)) as console:
-        console.say(f"{study.name}: {len(chosen)} runs{' (reduced version)' if study.reduced else ''}, in {directory}")
-        for run in chosen:
-            path, begin = directory / run.directory, perf_counter()
-            state = from_root(comm, partial(_state, path, run, retry))
-            if state != "due":
-                tally.before += state == _FINISHED
-                tally.diverged += state != _FINISHED
-                console.ended(run.directory, state, None, 0.0)
-                continue
-            # Whatever the run duplicates goes with it: MPI has room for about two thousand communicators.
-            scope = comm.duplicate()
-            try:
-                result = run_training(scope, surroundings, run.config, run_dir=path, load=load, quiet=True)
-            except NonFiniteError as error:
-                if not error.on_all_ranks:
-                    raise
-                tally.diverged += 1
-                from_root(comm, partial(_write_failure, path, error))
-                console.ended(run.directory, f"diverged: {error}", None, perf_counter() - begin)
+    require_same(comm, "the studies", table(study).splitlines())
+    from_root(comm, lambda: claim(directory, study))
+    states = from_root(comm, lambda: [look_up(directory / run.directory, run.config) for run in chosen])
+    failures = {run.directory: Failure(**state) for run, state in zip(chosen, states, strict=True) if state}
+    due = [run for run, state in zip(chosen, states, strict=True) if state is None or (state and retry)]
+    tally, kept = Tally(before=sum(state == {} for state in states)), Kept()
+    tally.failed |= {} if retry else failures
+    with SweepConsole(comm.rank, len(due)) as console:
+        console.say(_opening(study, directory, len(chosen), tally, len(due)))
+        for run in due:
+            begin = perf_counter()
+            found = _make(comm, surroundings, run, directory / run.directory, kept)
+            if isinstance(found, Failure):
+                tally.failed[run.directory] = found
+                console.ended(run.directory, f"failed: {found.message}", {}, perf_counter() - begin)
             else:
                 tally.done += 1
-                console.ended(run.directory, "", result.metrics, perf_counter() - begin)
-            scope.free()
+                console.ended(run.directory, "", found, perf_counter() - begin)
+        console.summary({name: failure.text for name, failure in tally.failed.items()}, tally.done, tally.before)
     return tally
 
 
-def listing(study: Study) -> list[dict[str, Any]]:
-    """Return the runs of a study as data: index, directory and settings of each."""
-    return [{"index": run.index, "directory": run.directory, "settings": run.settings} for run in study.runs]
+def _make(
+    comm: Communicator, surroundings: Surroundings, run: Planned, path: Path, kept: Kept
+) -> dict[str, float] | Failure:
+    """Return a run's last evaluation, or how it failed on all ranks alike. Collective."""
+    from_root(comm, partial(forget_failure, path))
+    # What the run duplicates goes with it: MPI has room for about two thousand communicators. After an error that other
+    # ranks do not know of, giving back would wait for them, and is left out.
+    scope = comm.duplicate()
+    found: dict[str, float] | Failure
+    try:
+        found = run_training(scope, surroundings, run.config, run_dir=path, kept=kept, quiet=True).metrics
+    except MpiSparseError as error:
+        if not error.on_all_ranks or isinstance(error, _ENDING):
+            raise
+        failure = error
+        diverged = isinstance(error, NonFiniteError)
+        found = Failure(**from_root(comm, lambda: write_failure(path, failure, at_a_step=diverged)))
+    scope.free()
+    return found
 
 
 def _chosen(study: Study, only: range | None) -> Sequence[Planned]:
@@ -105,58 +115,8 @@ def _chosen(study: Study, only: range | None) -> Sequence[Planned]:
     return study.runs[only.start : only.stop]
 
 
-def _claim(directory: Path, study: Study) -> None:
-    """Write what the directory is of, unless it says so already; refuse another study's. For rank 0 alone."""
-    table = _table(study)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        known = (directory / "runs.csv").read_text(encoding="utf-8") if (directory / "runs.csv").exists() else None
-        if known is not None and known != table:
-            raise ConfigError(_other_study(directory, known, table))
-        replace_file(directory / "study.toml", lambda file: file.write(study.text))
-        replace_file(directory / "runs.csv", lambda file: file.write(table))
-        about = {"study": study.name, "reduced": study.reduced, "runs": len(study.runs)}
-        replace_file(directory / "sweep.json", lambda file: file.write(json.dumps(about) + "\n"))
-    except OSError as error:
-        raise ConfigError(f"cannot write to the sweep's directory {directory}: {error}") from error
-
-
-def _other_study(directory: Path, known: str, table: str) -> str:
-    before, now = known.splitlines(), table.splitlines()
-    place = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
-    lines = [f"{text[place]!r}" if place < len(text) else "nothing more" for text in (before, now)]
-    return (
-        f"{directory} holds {len(before) - 1} runs of another study, and this one has {len(now) - 1}: line {place + 1} "
-        f"of runs.csv is {lines[0]} there and {lines[1]} here. Use another --run-dir"
-    )
-
-
-def _table(study: Study) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("index", "directory", "settings"))
-    writer.writerows((run.index, run.directory, json.dumps(run.settings)) for run in study.runs)
-    return text.getvalue()
-
-
-def _state(path: Path, run: Planned, retry: bool) -> str:
-    """Return "due", or what became of a run that is not to be made again. For rank 0 alone."""
-    try:
-        if (path / _FAILED).exists():
-            if not retry:
-                failure = json.loads((path / _FAILED).read_text(encoding="utf-8"))
-                return f"diverged before ({failure['error']}): --retry makes it again"
-            (path / _FAILED).unlink()
-        log, config = path / "metrics.jsonl", path / "config.toml"
-        if not log.exists() or config.read_text(encoding="utf-8") != to_toml(run.config):
-            return "due"
-        last = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
-        return _FINISHED if last and json.loads(last).get("kind") == "end" else "due"
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. Remove it to have its run made again") from error
-
-
-def _write_failure(path: Path, error: NonFiniteError) -> None:
-    failure = {"error": type(error).__name__, "message": str(error)}
-    path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _FAILED, lambda file: file.write(json.dumps(failure, indent=2) + "\n"))
+def _opening(study: Study, directory: Path, chosen: int, tally: Tally, due: int) -> str:
+    version = " (reduced version)" if study.reduced else ""
+    failed = f", {len(tally.failed)} failed before: --retry makes them again" if tally.failed else ""
+    finished = f", {tally.before} finished before" if tally.before else ""
+    return f"{study.name}{version}: {due} of {chosen} runs to make in {directory}{finished}{failed}"

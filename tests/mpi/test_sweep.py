@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.launch import environment, find_mpirun, kill_tree, run
+from tests.mpi.test_training import states
 from tests.paths import CHECKOUT
 
 STUDY = """
@@ -68,7 +71,8 @@ def test_every_run_has_its_directory(swept: tuple[Path, str]) -> None:
     directory, text = swept
     names = ["000-gspar-0.2-lr-0.1", "001-gspar-0.2-lr-0.5", "002-topk-0.1-lr-0.1", "003-topk-0.1-lr-0.5"]
     assert sorted(path.name for path in (directory / "sweep").iterdir() if path.is_dir()) == names
-    assert "4 runs made, 0 were finished before, 0 diverged" in text
+    assert "4 runs made, 0 were finished before, 0 failed" in text
+    assert "small: 4 of 4 runs to make in" in text
     assert "[3/4] 002-topk-0.1-lr-0.1 | test loss" in text
     assert "above the least" in text
     about = json.loads((directory / "sweep" / "sweep.json").read_text())
@@ -77,14 +81,20 @@ def test_every_run_has_its_directory(swept: tuple[Path, str]) -> None:
     assert len((directory / "sweep" / "runs.csv").read_text().splitlines()) == 5
 
 
-def test_a_run_of_a_sweep_is_what_it_is_alone(swept: tuple[Path, str], tmp_path: Path) -> None:
-    """Nothing that a run leaves behind in the process reaches the next one."""
+@pytest.mark.parametrize("name", ["001-gspar-0.2-lr-0.5", "003-topk-0.1-lr-0.5"])
+def test_a_run_of_a_sweep_is_what_it_is_alone(swept: tuple[Path, str], tmp_path: Path, name: str) -> None:
+    """Nothing that runs before it leave behind in the process reaches it: the same bits, down to the random states."""
     directory, _ = swept
-    last = directory / "sweep" / "003-topk-0.1-lr-0.5"
+    last = directory / "sweep" / name
     command = [find_mpirun(), "-n", "2", "mpisparse", "train", str(last / "config.toml")]
     outcome = run([*command, "--run-dir", str(tmp_path / "alone")], timeout=60)
     assert outcome.code == 0, outcome.text
     assert numbers(tmp_path / "alone") == numbers(last)
+    assert json.loads((last / "optimum.json").read_text()) == json.loads((tmp_path / "alone/optimum.json").read_text())
+    ours, theirs = states(last, 2), states(tmp_path / "alone", 2)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else value == theirs[key], key
 
 
 def test_what_is_finished_is_left_alone(swept: tuple[Path, str]) -> None:
@@ -93,6 +103,7 @@ def test_what_is_finished_is_left_alone(swept: tuple[Path, str]) -> None:
     code, text = run_sweep(directory)
     assert code == 0, text
     assert "0 runs made, 4 were finished before" in text
+    assert "[1/" not in text
     assert before == {path: path.stat().st_mtime_ns for path in (directory / "sweep").glob("*/*.jsonl")}
 
 
@@ -122,13 +133,48 @@ def test_divergence_is_noted_and_the_next_run_follows(tmp_path: Path) -> None:
     text = STUDY.replace('"optimizer.lr" = [0.1, 0.5]', '"optimizer.lr" = [1e38, 0.5]').replace("objective = true", "")
     code, said = run_sweep(tmp_path, text=text)
     assert code == 0, said
-    assert "2 runs made, 0 were finished before, 2 diverged" in said
-    failure = json.loads((tmp_path / "sweep" / "000-gspar-0.2-lr-1e-38" / "failed.json").read_text())
+    assert "2 runs made, 0 were finished before, 2 failed" in said
+    run = tmp_path / "sweep" / "000-gspar-0.2-lr-1e-38"
+    failure = json.loads((run / "failed.json").read_text())
+    steps = [line["step"] for line in numbers(run)]
     assert failure["error"] == "NonFiniteError"
+    assert steps == list(range(1, failure["step"])), "the log says what led to it"
+    assert f"{run.name} │ NonFiniteError at step {failure['step']}" in said
     code, said = run_sweep(tmp_path, text=text)
-    assert "0 runs made, 2 were finished before, 2 diverged" in said
+    assert "0 of 4 runs to make" in said
+    assert "2 finished before, 2 failed before: --retry makes them again" in said
+    assert code == 0, said
     code, said = run_sweep(tmp_path, "--retry", "--only", "0", text=text)
-    assert "diverged: " in said
+    assert "failed: after" in said
+    assert "0 runs made, 0 were finished before, 1 failed" in said
+
+
+def test_another_failure_is_noted_and_makes_the_exit_code(tmp_path: Path) -> None:
+    """An optimum that float64 cannot certify; the other half of the runs has one."""
+    text = STUDY.replace('"optimizer.lr" = [0.1, 0.5]', '"model.l2" = [1e-300, 0.1]')
+    code, said = run_sweep(tmp_path, text=text)
+    assert code == 70, said
+    assert "2 runs made, 0 were finished before, 2 failed" in said
+    failure = json.loads((tmp_path / "sweep" / "000-gspar-0.2-l2-1e-300" / "failed.json").read_text())
+    assert failure["error"] == "MpiSparseError"
+    assert failure["step"] is None
+    code, said = run_sweep(tmp_path, "--only", "1", text=text)
+    assert code == 0, said
+
+
+def test_a_run_that_was_stopped_before_its_last_line_gets_it(swept: tuple[Path, str], tmp_path: Path) -> None:
+    directory, _ = swept
+    shutil.copytree(directory / "sweep", tmp_path / "sweep")
+    run = tmp_path / "sweep" / "001-gspar-0.2-lr-0.5"
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert json.loads(lines[-1])["kind"] == "end"
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    code, said = run_sweep(tmp_path)
+    assert "1 runs made, 3 were finished before" in said
+    assert code == 0, said
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "end"
+    assert numbers(run) == numbers(directory / "sweep" / run.name)
+    assert "0 runs made, 4 were finished before" in run_sweep(tmp_path)[1]
 
 
 def test_missing_data_is_an_error_unless_it_may_be_missing(tmp_path: Path) -> None:
@@ -172,3 +218,8 @@ def test_the_list_needs_no_mpi(tmp_path: Path) -> None:
     study.write_text(STUDY)
     outcome = run(["mpisparse", "sweep", str(study), "--list", "--json"], timeout=60)
     assert [planned["index"] for planned in json.loads(outcome.stdout)] == [0, 1, 2, 3]
+    outcome = run(["mpisparse", "sweep", str(study), "--list", "--only", "1:3"], timeout=60)
+    assert outcome.stdout.splitlines() == [
+        "   1  sparsifier gspar 0.2, optimizer.lr 0.5",
+        "   2  sparsifier topk 0.1, optimizer.lr 0.1",
+    ]

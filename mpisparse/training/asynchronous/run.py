@@ -36,7 +36,7 @@ from mpisparse.training.data import Dataset, Split
 from mpisparse.training.directory import describe_optimum, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.models import LinearSVM, LogisticRegression
-from mpisparse.training.optimum import Optimum, shared_optimum
+from mpisparse.training.optimum import Optimum
 
 #: Shares between two snapshots at least, so that these can be taken about when they are due.
 _SHARES_A_SNAPSHOT = 4
@@ -50,6 +50,7 @@ def run_asynchronous(
     surroundings: Surroundings,
     config: RunConfig,
     data: Split,
+    optimum: Optimum | None,
     *,
     run_dir: Path | None,
     resume: str,
@@ -58,7 +59,7 @@ def run_asynchronous(
 ) -> tuple[Path, dict[str, float], dict[str, Any]]:
     """Return the run directory, the last evaluation, and what the run came to. Collective.
 
-    Arguments are those of `run_training`. The log is written as a whole at the end, so a run that was stopped leaves
+    Arguments are those of `run_training`, its data and the optimum of its objective. The log is written as a whole at the end, so a run that was stopped leaves
     none, and is made again from its start.
 
     Raises:
@@ -68,7 +69,6 @@ def run_asynchronous(
         if resume not in ("auto", "never"):
             raise ConfigError(f"--resume {resume}: an asynchronous run is made in one go, leave this out")
         run = _Run(comm, config, data)
-    optimum = shared_optimum(comm, config, data.train)
     directory = open_directory(comm, config, run_dir)
     with agreed(comm):
         if (directory / "metrics.jsonl").exists():
