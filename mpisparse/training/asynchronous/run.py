@@ -59,8 +59,8 @@ def run_asynchronous(
 ) -> tuple[Path, dict[str, float], dict[str, Any]]:
     """Return the run directory, the last evaluation, and what the run came to. Collective.
 
-    Arguments are those of `run_training`, its data and the optimum of its objective. The log is written as a whole at the end, so a run that was stopped leaves
-    none, and is made again from its start.
+    Arguments are those of `run_training`, its data and the optimum of its objective. The log is written as a whole at
+    the end, so a run that was stopped leaves none, and is made again from its start.
 
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
