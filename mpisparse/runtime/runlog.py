@@ -62,7 +62,7 @@ class RunLog:
     """
 
     def __init__(self, directory: Path, comm: Communicator, start_step: int = 0) -> None:
-        """Open the files, and cut off what they say of steps after `start_step`: those come again."""
+        """Open the files, and cut off what they say of steps after `start_step`, or all at 0: that comes again."""
         self._comm = comm
         self._pending: list[StepRecord] = []
         self._metrics: TextIO | None = None
@@ -174,7 +174,8 @@ def _open_after(path: Path, start_step: int) -> TextIO:
     """Return the file open at its end, without the lines of steps after `start_step` and a torn last one."""
     if path.exists():
         before = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in before if _is_up_to(line, start_step)]
+        # A run that begins, begins its log: what was evaluated before its first step comes again as well.
+        kept = [line for line in before if _is_up_to(line, start_step)] if start_step else []
         if len(kept) < len(before):
             replace_file(path, lambda file: file.writelines(kept))
     return path.open("a", encoding="utf-8")

@@ -112,7 +112,7 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, message
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[reduced]\ndrop = ["lr"]\n', "'lr' is no axis of the study. Its axes: optimizer.lr; sparsifier; seed"),
+        ('[reduced]\ndrop = ["lr"]\n', "'lr' is no axis of the study. Its axes: optimizer.lr, sparsifier, seed"),
         ("[reduced]\nset = { seed = 4 }\n", "reduced.set: the study's axis 'seed' sets 'seed'"),
         ('[reduced.axes]\n"sparsifier.density" = [0.1]\n', "leave one out, in a reduced version by reduced.drop"),
     ],
