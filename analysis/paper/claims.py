@@ -57,7 +57,7 @@ CLAIMS: tuple[Claim, ...] = (
         "svrg",
         "SVRG converges linearly under GSpar.",
         "in every panel log suboptimality falls in a straight line of passes, r² ≥ 0.9, that fits better than one of "
-        "log passes",
+        "log passes, both in the latter half of the passes",
         convex.linear_convergence,
     ),
     Claim(

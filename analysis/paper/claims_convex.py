@@ -95,11 +95,14 @@ def smaller_slowdown(evidence: Evidence) -> Finding:
 
 
 def linear_convergence(evidence: Evidence) -> Finding:
-    """Measure how straight log suboptimality is under SVRG with GSpar, against passes and against their logarithm."""
+    """Measure how straight log suboptimality is under SVRG with GSpar, against passes and against their logarithm.
+
+    In the latter half of the passes alone: a rate of convergence is one of the end, and the start is of its own.
+    """
     fits, wrong, used = [], [], []
     for each in family(evidence.curves("svrg"), "gspar"):
         points = curve(each.records, "passes", "suboptimality")
-        points = points.where((points.y > FLOOR) & (points.x > 0))
+        points = points.where((points.y > FLOOR) & (points.x > points.x.max(initial=0.0) / 2))
         slope, straight = straightness(points.x, np.log(points.y))
         _, bent = straightness(np.log(points.x), np.log(points.y))
         if np.isnan(slope):
@@ -173,7 +176,7 @@ def _variance(curves: list[Tuned], low: float, high: float) -> Finding:
         return not_measured("needs the gauge (exchange.gauge) and a rule given by its density")
     values = [value for value, _ in found]
     outside = sum(not low <= value <= high for value in values)
-    text = f"var · density from {min(values):.3f} to {max(values):.3f} in {len(values)} runs"
+    text = f"var · density from {min(values):.3f} to {max(values):.3f} in {len(values)} run{'s' * (len(values) != 1)}"
     text += f"; {outside} outside [{low:g}, {high:g}]" if outside else ""
     return judged(not outside, text, (each for _, each in found))
 

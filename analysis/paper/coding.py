@@ -68,7 +68,10 @@ def coding_figure(codings: Sequence[Coding]) -> Drawing | None:
         x_label="share s / d of large entries",
         y_label="bits an entry",
         x_scale="log",
-        footnotes=("mean over draws, without the messages' fixed headers (with them: see page)",),
+        footnotes=(
+            "mean over draws, without the messages' fixed headers (with them: see page)",
+            "fewer bits may come with more variance: see page",
+        ),
         one_legend=True,
     )
 
@@ -102,7 +105,7 @@ def _method(name: str) -> Method:
 
 
 def coding_table(codings: Sequence[Coding]) -> list[list[str]]:
-    """Return rows of text: vector, method, bits without and with header, as a part of the bound, dense over this."""
+    """Return rows of text: vector, method, bits without and with header, part of the bound, dense over this, var."""
     return [
         [
             f"{row['numel']:,}",
@@ -114,6 +117,7 @@ def coding_table(codings: Sequence[Coding]) -> list[list[str]]:
             f"{row['bound']:,.0f}",
             short(row["bits"] / row["bound"]),
             short(row["dense"] / row["bits"]) if row["bits"] else "",
+            short(row["variance"]) if "variance" in row else "",
         ]
         for coding in codings
         for row in coding.rows

@@ -31,7 +31,7 @@ def footnote(experiment: str, records: Sequence[Record], sweeps: Iterable[Sweep]
     limits = sorted({str(_get(record, "data", "train_limit")) for record in records} - {"None"})
     parts += [f"{' or '.join(limits)} training samples"] if limits else []
     if is_reduced(records, sweeps):
-        return "; ".join([f"reduced version, see page: {_length(records)}", *parts])
+        return "; ".join(["reduced version: see page", _length(records), *parts])
     return f"part of the paper's grid: {'; '.join(parts)}" if parts else ""
 
 

@@ -163,7 +163,18 @@ def _coding(content: Content) -> Iterator[str]:
         return
     yield from (_figure(drawing) for drawing in content.drawings if drawing.experiment == "coding")
     yield table(
-        ["entries", "large", "ρ = ε", "method", "bits", "with header", "Theorem 4", "bits / bound", "dense / this"],
+        [
+            "entries",
+            "large",
+            "ρ = ε",
+            "method",
+            "bits",
+            "with header",
+            "Theorem 4",
+            "bits / bound",
+            "dense / this",
+            "var",
+        ],
         coding_table(content.evidence.codings),
     )
 

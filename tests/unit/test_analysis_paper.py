@@ -184,7 +184,7 @@ def test_footnotes_say_what_is_reduced(tmp_path: Path) -> None:
     write_convex(tmp_path / "sgd" / "0", convex_config("paper-sgd", DENSE, 0.1))
     assert note(tmp_path / "sgd", "sgd") == "part of the paper's grid: C₁ = 0.6 only; C₂ = 0.25 only; λN = 0.1 only"
     write_sweep(tmp_path / "sgd", "sgd", reduced=True, runs=1)
-    assert note(tmp_path / "sgd", "sgd").startswith("reduced version, see page: 15 epochs; C₁ = 0.6 only")
+    assert note(tmp_path / "sgd", "sgd").startswith("reduced version: see page; 15 epochs; C₁ = 0.6 only")
     every = [(c1, c2, l2) for c1 in (0.6, 0.9) for c2 in (0.25, 0.0625, 0.015625) for l2 in (0.1, 1)]
     for i, (c1, c2, l2) in enumerate(every):
         config = convex_config("paper-sgd", DENSE, 0.1, data_c1=c1, data_c2=c2, model_l2=l2 / 1024)

@@ -21,9 +21,12 @@ from mpisparse.kernels import linear
 from mpisparse.kernels.linear import Choice, Samples
 from mpisparse.runtime import Surroundings
 from mpisparse.training.asynchronous.shares import Shares
+from mpisparse.training.asynchronous.snapshots import objectives
 from mpisparse.training.asynchronous.worker import CompiledWorker, Record, StepwiseWorker, total
 from mpisparse.training.configfile import parse_config
 from mpisparse.training.data import synthetic
+from mpisparse.training.evaluate import objective
+from mpisparse.training.models import LinearSVM, LogisticRegression
 from mpisparse.training.run import Result, run_training
 
 SURROUNDINGS = Surroundings("0", 1, 1, "threads", "no MPI", "multiple", 1, "a test")
@@ -170,6 +173,26 @@ def test_records_add_up_and_read_back() -> None:
         "staleness": {"mean": 0.5, "max": 6, "histogram": [[0, 5], [1, 2], [4, 1]]},
     }
     assert total([one, Record(conflicts=None)]).conflicts is None
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("kind", [LinearSVM, LogisticRegression])
+def test_objectives_are_those_of_an_evaluation(size: int, kind: type[LinearSVM | LogisticRegression]) -> None:
+    data = synthetic.load_svm(samples=2500, features=30).train
+    weights = np.random.default_rng(0).standard_normal((4, 30)).astype(np.float32)
+
+    def one(comm: Communicator) -> tuple[list[float], list[float]]:
+        model = kind((30,))
+        loss = model.loss(l2=0.3, halved=False)
+        expected = []
+        for row in weights:
+            with torch.no_grad():
+                model.weight.copy_(torch.from_numpy(row))
+            expected.append(objective(comm, model, loss, data))
+        return objectives(comm, weights, loss, 0.6, data), expected
+
+    for found, expected in run_ranks(size, one):
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from mpisparse.rehearsal import leaders_first
 from mpisparse.runtime import Surroundings
 from mpisparse.training.asynchronous.report import summary_rows, write_metrics, write_rank
 from mpisparse.training.asynchronous.shares import Shares
-from mpisparse.training.asynchronous.snapshots import Snapshot, Snapshots
+from mpisparse.training.asynchronous.snapshots import Snapshot, Snapshots, objectives
 from mpisparse.training.asynchronous.worker import CompiledWorker, Record, StepwiseWorker, Worker, total
 from mpisparse.training.build import build_model, build_sparsifier, learning_rate_factor
 from mpisparse.training.config import (
@@ -34,8 +34,8 @@ from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console
 from mpisparse.training.data import Dataset, Split
 from mpisparse.training.directory import describe_optimum, describe_run, open_directory
-from mpisparse.training.evaluate import evaluate, objective
-from mpisparse.training.models import LinearSVM, LogisticRegression
+from mpisparse.training.evaluate import evaluate
+from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
 
 #: Shares between two snapshots at least, so that these can be taken about when they are due.
@@ -90,8 +90,10 @@ class _Run:
         assert training.batch is not None
         self.comm, self.config, self.section, self.options = comm, config, section, options
         self.data = data
-        model, self.loss = build_model(section, self.data, 0.0)
+        model, loss = build_model(section, self.data, 0.0)
         assert isinstance(model, LogisticRegression | LinearSVM)
+        assert isinstance(loss, MarginLoss)
+        self.loss: MarginLoss = loss
         self.model: LogisticRegression | LinearSVM = model
         self.rule = build_sparsifier(config.sparsifier)
         self.batch, samples = training.batch, len(self.data.train)
@@ -113,8 +115,7 @@ class _Run:
             console.say(f"{self.data.train.describe()} | asynchronous, {self.rule!r}")
             console.say(f"writing to {directory}")
             record, snapshots, seconds, end = self._work(console)
-            evaluations = [self._evaluate(snapshot, optimum) for snapshot in snapshots]
-            evaluations[-1] |= evaluate(comm, self.model, self.loss, self.data.test)
+            evaluations = self._evaluate(snapshots, optimum)
         self._save(directory)
         with agreed(comm):
             write_rank(directory, comm.rank, self.updates, record | {"wall_seconds": seconds, "window": end["window"]})
@@ -163,18 +164,21 @@ class _Run:
         choice = make_choice(self.config, window.numel, random.generator(seed, rank, _TABLE, 0))
         return CompiledWorker(window, samples, self.batch, choice)
 
-    def _evaluate(self, snapshot: Snapshot, optimum: Optimum | None) -> dict[str, Any]:
-        """Return the fields of an evaluation. Collective. The model holds these parameters from then on."""
+    def _evaluate(self, snapshots: list[Snapshot], optimum: Optimum | None) -> list[dict[str, Any]]:
+        """Return the fields of every evaluation. Collective. The model holds the last parameters from then on."""
+        weights, samples = np.stack([snapshot.weights for snapshot in snapshots]), len(self.data.train)
+        values = objectives(self.comm, weights, self.loss, curvature_of(self.section), self.data.train)
+        evaluations = []
+        for snapshot, value in zip(snapshots, values, strict=True):
+            fields: dict[str, Any] = {"step": snapshot.step, "milliseconds": round(1e3 * snapshot.seconds, 6)}
+            fields |= {"passes": snapshot.step * self.batch / samples, "objective": value}
+            if optimum is not None:
+                fields["suboptimality"] = value - optimum.objective
+            evaluations.append(fields)
         with torch.no_grad():
-            self.model.weight.copy_(torch.from_numpy(snapshot.weights))
-        value = objective(self.comm, self.model, self.loss, self.data.train)
-        fields: dict[str, Any] = {
-            "step": snapshot.step,
-            "milliseconds": round(1e3 * snapshot.seconds, 6),
-            "passes": snapshot.step * self.batch / len(self.data.train),
-            "objective": value,
-        }
-        return fields if optimum is None else fields | {"suboptimality": value - optimum.objective}
+            self.model.weight.copy_(torch.from_numpy(weights[-1]))
+        evaluations[-1] |= evaluate(self.comm, self.model, self.loss, self.data.test)
+        return evaluations
 
     def _save(self, directory: Path) -> None:
         checkpointer = Checkpointer(directory / "checkpoints", keep=self.config.checkpoint.keep, comm=self.comm)
@@ -199,9 +203,12 @@ def make_samples(section: LogisticModel, data: Dataset) -> Samples:
     inputs, targets = data.batch(torch.arange(len(data)))
     rows = np.ascontiguousarray(inputs.flatten(1).numpy())
     signs = np.where(targets.numpy() == 1, 1, -1).astype(np.float32)
-    return Samples(
-        rows, signs, isinstance(section, SvmModel), np.float32(section.l2 if section.halved else 2 * section.l2)
-    )
+    return Samples(rows, signs, isinstance(section, SvmModel), np.float32(curvature_of(section)))
+
+
+def curvature_of(section: LogisticModel) -> float:
+    """Return the number whose half, times ||w||^2, is the penalty."""
+    return section.l2 if section.halved else 2 * section.l2
 
 
 def make_choice(config: RunConfig, numel: int, generator: np.random.Generator) -> Choice:

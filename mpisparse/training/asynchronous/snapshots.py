@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from mpisparse.comm import Communicator, Window
 from mpisparse.kernels.vectors import Vector
+from mpisparse.sampler import shard_range
+from mpisparse.training.data import Dataset
+from mpisparse.training.models import MarginLoss
+
+#: Samples whose scores under all snapshots are computed at a time.
+_BATCH = 2048
 
 
 class Snapshot(NamedTuple):
@@ -51,3 +59,28 @@ class Snapshots:
         for array in (steps, seconds, weights):
             comm.broadcast(array.reshape(-1).view(np.uint8))
         return [Snapshot(*item) for item in zip(steps.tolist(), seconds.tolist(), weights, strict=True)]
+
+
+@torch.no_grad()
+def objectives(
+    comm: Communicator, weights: NDArray[np.float32], loss: MarginLoss, curvature: float, data: Dataset
+) -> list[float]:
+    """Return the objective over the whole of `data` of each vector of weights, the same on all ranks. Collective.
+
+    As `evaluate.objective` computes it, in float64, but in one pass over the data for all of them.
+
+    Args:
+        weights: shape (snapshots, numel).
+        loss: of margins; its own penalty is not looked at. curvature: the penalty is curvature / 2 * ||w||^2.
+    """
+    exact = torch.from_numpy(weights).double()
+    sums = torch.zeros(len(exact), dtype=torch.float64)
+    mine = shard_range(len(data), comm.rank, comm.size)
+    for start in range(mine.start, mine.stop, _BATCH):
+        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop)))
+        scores = inputs.flatten(1).double() @ exact.T
+        sums += loss.of_margins((2 * targets.double() - 1)[:, None] * scores).sum(0)
+    everyone = comm.allgather(sums.numpy().view(np.int64)).view(np.float64)
+    penalties = curvature / 2 * exact.square().sum(1)
+    found: list[float] = (everyone.sum(axis=0) / len(data) + penalties.numpy()).tolist()
+    return found
