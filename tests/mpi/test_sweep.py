@@ -54,7 +54,7 @@ def run_sweep(tmp_path: Path, *words: str, ranks: int = 2, text: str = STUDY) ->
     study = tmp_path / "study.toml"
     study.write_text(text)
     command = [find_mpirun(), "-n", str(ranks), "mpisparse", "sweep", str(study)]
-    outcome = run([*command, "--run-dir", str(tmp_path / "sweep"), *words], timeout=120)
+    outcome = run([*command, "--run-dir", str(tmp_path / "sweep"), *words], timeout=240)
     return outcome.code, outcome.text
 
 
