@@ -19,7 +19,8 @@ _OTHER = ("", "#E69F00", "v")
 
 #: From which density, or with how many bits, a line is drawn in which style: thinner dashes for less sent.
 _DENSITIES: tuple[tuple[float, Any], ...] = (
-    (0.1, "solid"),
+    (0.2, "solid"),
+    (0.1, (0, (7, 1.3))),
     (0.05, (0, (4.5, 1.5))),
     (0.02, (0, (2.5, 1.3))),
     (0.01, (0, (5, 1.5, 1, 1.5))),
