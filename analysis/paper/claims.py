@@ -30,7 +30,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "sgd",
         "Uniform sampling multiplies the squared norm by 1 / density.",
-        "var times the density asked within 2 % of 1 in every run",
+        "var times the density asked within 2 % of 1 in every run on the synthetic data",
         convex.uniform_variance,
     ),
     Claim(

@@ -61,8 +61,11 @@ def order(evidence: Evidence, experiment: str) -> Finding:
 
 
 def uniform_variance(evidence: Evidence) -> Finding:
-    """Measure var times density of uniform sampling, in all runs that tell."""
-    return _variance(family(evidence.curves("sgd", "svrg", "real"), "uniform"), 0.98, 1.02)
+    """Measure var times density of uniform sampling on the synthetic data.
+
+    On the real sets a few early vectors make up most of a run's squares under SVRG, and chance has its way with them.
+    """
+    return _variance(family(evidence.curves("sgd", "svrg"), "uniform"), 0.98, 1.02)
 
 
 def gspar_variance(evidence: Evidence) -> Finding:
