@@ -14,7 +14,7 @@ from mpisparse.comm import SharedWindow, Window
 from mpisparse.errors import CommError, NonFiniteError
 from mpisparse.kernels import linear
 from mpisparse.kernels.linear import Choice, Samples
-from mpisparse.kernels.vectors import Vector
+from mpisparse.kernels.vectors import Vector, is_finite
 from mpisparse.sparsifiers import Sparsifier
 
 #: Times that the cost of undisturbed writes is measured; the least counts.
@@ -188,7 +188,9 @@ class StepwiseWorker(Worker):
         for first in range(0, order.size, self._batch):
             seen = self._window.read(self._weights)
             chosen = order[first : first + self._batch]
-            if not linear.gradient_of(self._samples, chosen, self._weights, self._gradient):
+            scored = linear.gradient_of(self._samples, chosen, self._weights, self._gradient)
+            # Scores may still be finite where the penalty's gradient no longer is.
+            if not (scored and is_finite(self._gradient)):
                 _refuse_divergence(rate)
             before = self._write(np.float32(rate))
             self._note(before - seen)
@@ -218,5 +220,6 @@ class StepwiseWorker(Worker):
 
 def _refuse_divergence(rate: float) -> None:
     raise NonFiniteError(
-        f"a score is NaN or infinite at learning rate {rate:g}: the shared parameters have diverged; lower optimizer.lr"
+        f"a score or a gradient is NaN or infinite at learning rate {rate:g}: the shared parameters have diverged; "
+        "lower optimizer.lr"
     )
