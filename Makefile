@@ -22,8 +22,10 @@ export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/mpisparse train jobs/digits.toml
 
+# Tests on real ranks take the whole machine, one after another; the others are a process each, on two cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/faults tests/mpi
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 # A study's reduced version, on so many ranks, into a directory of runs/paper; left out where its data is not here.
 sweep = $(BIN)/mpirun -n $(2) $(BIN)/mpisparse sweep jobs/paper/$(1).toml --reduced --if-data --run-dir runs/paper/$(3)
