@@ -1,9 +1,10 @@
-"""The command line: `mpisparse train`, `config`, `check` and `bench`.
+"""The command line: `mpisparse train`, `config`, `check`, `bench` and `checkpoint`.
 
     mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
     mpisparse config jobs/digits.toml
     mpirun -n 4 mpisparse check
     mpirun -n 4 mpisparse bench exchange
+    mpisparse checkpoint list runs/digits-001
 
 Exit codes: 0 done, 2 usage, 70 an invariant broke, 78 configuration, data or launch.
 """
@@ -23,6 +24,7 @@ from rich.table import Table
 from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
+from mpisparse.tools.command import checkpoint
 
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set a key over the file; may be repeated."
@@ -37,6 +39,7 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(checkpoint)
 
 
 @cli.command()

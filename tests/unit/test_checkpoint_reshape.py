@@ -53,7 +53,7 @@ def flat(state: dict[str, Any], name: str) -> NDArray[np.float64]:
 
 def mean(some: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
     """Return the mean over ranks, which is what the memories will apply, in float64."""
-    return np.sum([flat(state, name) for state in some], axis=0) / len(some)
+    return np.asarray(np.stack([flat(state, name) for state in some]).mean(axis=0))
 
 
 # Who takes over what --------------------------------------------------------------------------------------------------
