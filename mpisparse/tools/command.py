@@ -166,7 +166,7 @@ def _leaves_table(name: str, held: list[dict[str, Any]]) -> Table:
 
 def _norms_table(norms: dict[str, Any]) -> Table:
     names = list(norms["mean"])
-    table = Table("rank", *names, title="norms of what the ranks hold back", title_justify="left")
+    table = Table("rank", *names, title="norms of memories", title_justify="left")
     for rank, found in enumerate(norms["ranks"]):
         table.add_row(str(rank), *(f"{found[name]:.6g}" for name in names))
     table.add_row("mean over ranks", *(f"{norms['mean'][name]:.6g}" for name in names))

@@ -157,6 +157,7 @@ def test_damage_at_random_places_is_always_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_damage_at_a_thousand_random_places_is_always_found(tmp_path: Path) -> None:
     assert run_trials(write(tmp_path), MANY, seed=2) == {"detected": MANY, "read as good": 0}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpisparse.errors import CheckpointError
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
+from tests.paths import CHECKOUT
 from tests.unit.test_trainer import DIGITS, make
 
 Vector = NDArray[np.float64]
@@ -238,3 +240,25 @@ def test_a_program_s_own_state_is_refused_with_the_way_out(tree: Any, tmp_path: 
     run_ranks(2, lambda comm: Checkpointer(tmp_path, comm=comm).save(1, {}, tree))
     with pytest.raises(CheckpointError, match=r"restore\(reshape=\.\.\.\)|no state of an exchange"):
         run_ranks(1, lambda comm: Checkpointer(tmp_path, comm=comm).restore(reshape=Reshaper("drop")))
+
+
+def test_the_program_on_the_page_reshapes(tmp_path: Path) -> None:
+    page = (CHECKOUT / "docs" / "user-guide.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def other_ranks" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+
+    def begin(comm: Communicator) -> None:
+        watched = Watched(comm, "topk")
+        watched.take(3)
+        watched.save(tmp_path)
+
+    run_ranks(2, begin)
+    saved = open_checkpoint(tmp_path)
+    for rank in range(3):
+        found, expected = (make_part(saved, rank, 3) for make_part in (names["other_ranks"], Reshaper("redistribute")))
+        for name, part in expected["exchange"]["memory"]["residual"].items():
+            assert torch.equal(part, found["exchange"]["memory"]["residual"][name])
+    restored = Checkpointer(tmp_path).restore(reshape=names["other_ranks"])
+    assert restored is not None
+    assert (restored.ranks, restored.per_rank["exchange"]["size"]) == (2, 1)
