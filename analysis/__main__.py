@@ -1,4 +1,4 @@
-"""The command line of the analysis: `python -m analysis table RUNS...`."""
+"""The command line of the analysis: `python -m analysis table RUNS...` and `paper RUNS... -o DIR`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,28 @@ def table(runs: tuple[Path, ...]) -> None:
     except ValueError as error:
         click.echo(f"analysis: {error}", err=True)
         sys.exit(78)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to write.")
+def paper(runs: tuple[Path, ...], output: Path) -> None:
+    """Draw the GSpar paper's figures from RUNS, and a page of claims beside measurements.
+
+    RUNS are run directories, sweep directories, parents of them, or JSON files of `mpisparse bench coding`.
+    """
+    # matplotlib takes a second to import, which the table does not need.
+    from analysis.paper.build import build_page
+
+    try:
+        written, left_out = build_page(runs, output)
+    except (ValueError, OSError) as error:
+        click.echo(f"analysis: {error}", err=True)
+        sys.exit(78)
+    for line in left_out:
+        click.echo(f"analysis: left out: {line}", err=True)
+    pictures = sum(path.suffix == ".png" for path in written)
+    click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -30,10 +30,22 @@ from mpisparse.optim import DistributedOptimizer
 from mpisparse.runtime import init
 from mpisparse.shard import shard
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers import Dense, DenseWarmup, Exponential, GSpar, Threshold, TopK, TrackedTopK, Uniform
+from mpisparse.sparsifiers import (
+    QSGD,
+    Dense,
+    DenseWarmup,
+    Exponential,
+    GSpar,
+    TernGrad,
+    Threshold,
+    TopK,
+    TrackedTopK,
+    Uniform,
+)
 from mpisparse.wire import Wire
 
 __all__ = [
+    "QSGD",
     "CheckpointError",
     "Checkpointer",
     "CommError",
@@ -55,6 +67,7 @@ __all__ = [
     "NonFiniteError",
     "RankMismatchError",
     "SparseVector",
+    "TernGrad",
     "Threshold",
     "TopK",
     "TrackedTopK",

@@ -1,4 +1,4 @@
-"""The command line: `mpisparse train`, `config`, `check`, `bench` and `checkpoint`.
+"""The command line: `mpisparse train`, `sweep`, `config`, `check`, `bench` and `checkpoint`.
 
     mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
     mpisparse config jobs/digits.toml
@@ -16,6 +16,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -25,6 +26,9 @@ from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
 from mpisparse.tools.command import checkpoint
+
+if TYPE_CHECKING:
+    from mpisparse.training.study import Study
 
 _SET = click.option(
     "--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE", help="Set a key over the file; may be repeated."
@@ -70,6 +74,81 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
         allow_changes=allow_changes,
         command=shlex.join(words),
     )
+
+
+@cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@_SET
+@click.option("--reduced", is_flag=True, help="Make the study's reduced version.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Where to write; runs/ and the study's name if left out."
+)
+@click.option("--only", metavar="I|I:J", help="Make run I alone, or runs I to J - 1.")
+@click.option("--retry", is_flag=True, help="Make runs again that failed before.")
+@click.option("--if-data", is_flag=True, help="Where the study's data is missing, say so and exit with 0.")
+@click.option("--list", "listed", is_flag=True, help="Print the runs, and make none.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: print JSON.")
+def sweep(
+    study: Path,
+    settings: tuple[str, ...],
+    reduced: bool,
+    run_dir: Path | None,
+    only: str | None,
+    retry: bool,
+    if_data: bool,
+    listed: bool,
+    as_json: bool,
+) -> None:
+    """Make all runs of STUDY, a TOML file, one after another. Start it under mpirun or srun."""
+    from mpisparse.training.study import read_study
+
+    chosen = _indices(only)
+    if listed:
+        _print_runs(read_study(study, reduced=reduced, settings=settings), chosen, as_json)
+        return
+    if as_json:
+        raise click.UsageError("--json prints a list as data: give it with --list")
+    from mpisparse.comm import agreed
+    from mpisparse.errors import DataError
+    from mpisparse.runtime import start
+    from mpisparse.training.sweep import run_sweep
+
+    comm, surroundings = start()
+    with agreed(comm):
+        plan = read_study(study, reduced=reduced, settings=settings)
+    try:
+        tally = run_sweep(comm, surroundings, plan, run_dir or Path("runs") / plan.name, only=chosen, retry=retry)
+    except DataError as error:
+        if not (if_data and error.on_all_ranks):
+            raise
+        if speaks():
+            click.echo(f"mpisparse: {plan.name} is left out: {error}", err=True)
+        return
+    raise SystemExit(tally.exit_code)
+
+
+def _print_runs(study: Study, only: range | None, as_json: bool) -> None:
+    """Print the runs of a study: a line each, or JSON."""
+    from mpisparse.training.study import describe
+    from mpisparse.training.sweepfiles import listing
+
+    runs = listing(study, only)
+    if as_json:
+        click.echo(json.dumps(runs, indent=2))
+    else:
+        for run in runs:
+            click.echo(f"{run['index']:4d}  {describe(run['settings'])}")
+
+
+def _indices(only: str | None) -> range | None:
+    """Return the runs that --only names."""
+    if only is None:
+        return None
+    first, colon, stop = only.partition(":")
+    try:
+        return range(int(first), int(stop) if colon else int(first) + 1)
+    except ValueError:
+        raise click.UsageError(f"--only {only!r}: give the index of a run, or two as in 3:7") from None
 
 
 @cli.command("config")

@@ -38,6 +38,8 @@ def check_options(
         raise ConfigError(
             f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"
         )
+    if wire.values == "levels" and not sparsifier.shares_grid:
+        raise ConfigError(f"wire values levels need the grid that QSGD's entries lie on, not {sparsifier!r}: use auto")
     if wire.values == "sign" and isinstance(memory, NoMemory) and not sparsifier.sends_everything:
         raise ConfigError(
             f"wire values sign send every entry of {sparsifier!r} with the mean magnitude of all, and {memory!r} keeps "

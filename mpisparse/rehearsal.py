@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -18,8 +19,10 @@ from mpisparse.memory import Memory
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
 
+Result = TypeVar("Result")
+
 #: Rules that ask the same of a source, or nothing.
-Kind = Literal["dense", "biased", "amplifying"]
+Kind = Literal["dense", "biased", "amplifying", "drawing"]
 
 #: Long enough for the ways that long vectors take.
 _NUMEL = 2 * SHORT
@@ -29,23 +32,35 @@ _COMPILED = 3.0
 
 
 def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory, options: Wire) -> str:
-    """Return what to say of the time it took to have every kernel ready that this exchange needs. Collective.
+    """Return what to say of the time it took to have every kernel ready that this exchange needs. Collective."""
+    return leaders_first(comm, lambda: rehearse(_kind(sparsifier), memory, options))[1]
+
+
+def leaders_first(comm: Communicator, action: Callable[[], Result]) -> tuple[Result, str]:
+    """Return what `action`, which compiles or loads kernels, returned, and what to say of its time. Collective.
 
     One rank a node goes first: what it compiles lies on the disk, in numba's cache, when the others come.
     """
     nodes = comm.allgather_bytes(comm.describe().node.encode())
     leads = nodes.index(nodes[comm.rank]) == comm.rank
-    kind: Kind = "dense" if isinstance(sparsifier, Dense) else "amplifying" if sparsifier.amplifies else "biased"
     begin = perf_counter()
     if leads:
-        rehearse(kind, memory, options)
+        result = action()
     comm.barrier()
     if not leads:
-        rehearse(kind, memory, options)
+        result = action()
     comm.barrier()
     seconds = perf_counter() - begin
     how = "compiled, once for this machine" if seconds > _COMPILED else "loaded"
-    return f"kernels {how}, in {seconds:.1f} s"
+    return result, f"kernels {how}, in {seconds:.1f} s"
+
+
+def _kind(sparsifier: Sparsifier) -> Kind:
+    if isinstance(sparsifier, Dense):
+        return "dense"
+    if sparsifier.shares_grid:
+        return "drawing"
+    return "amplifying" if sparsifier.amplifies else "biased"
 
 
 @cache
@@ -61,7 +76,10 @@ def rehearse(rule: Kind, memory: Memory, options: Wire) -> None:
         for target, variance in ((_NUMEL / 50, None), (None, 1.0)):
             level = source.level(target=target, variance=variance, iterations=None)
         source.toss_equal(0.02, random.generator(0, 0, 0, 0))
+        source.peak(), source.norm()
         sparse = source.toss(np.float32(level), random.generator(0, 0, 0, 0), _NUMEL / 50)
+    elif rule == "drawing":
+        sparse = source.draw(7, 512, random.generator(0, 0, 0, 0))
     else:
         source.find(np.float32(0.5), _NUMEL)
         sparse = source.largest(_NUMEL // 50, None)

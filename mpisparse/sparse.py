@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,20 @@ def index_dtype(numel: int) -> np.dtype[np.unsignedinteger]:
     return np.dtype(np.uint32 if numel <= 2**32 else np.uint64)
 
 
+class Grid(NamedTuple):
+    """What values are multiples of: value = its sign * level * unit of its bucket, rounded to float32 once (QSGD).
+
+    A vector is cut into buckets of `bucket` entries, the last one shorter.
+    """
+
+    units: NDArray[np.float32]
+    """One a bucket, 0 or above; above 0 where the bucket has an entry."""
+    bucket: int
+    """Entries of a bucket, 1 to the vector's own (1 where it has none)."""
+    levels: NDArray[np.uint16]
+    """One an entry that is present, 1 or more."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseVector:
     """Some entries of a vector of `numel` entries; the others are zero, or stay behind.
@@ -24,12 +39,15 @@ class SparseVector:
     values: float32, one an index.
     magnitude: when set, the absolute value that most entries share (GSpar's sampled entries, the paper's set B):
         an encoder may write those as sign alone. Entries of any other absolute value are exact (set A).
+    grid: when set, what all values are multiples of: an encoder may write signs and levels. Whoever changes indices or
+        values leaves it out.
     """
 
     indices: Indices
     values: NDArray[np.float32]
     numel: int
     magnitude: np.float32 | None = None
+    grid: Grid | None = None
 
     @property
     def count(self) -> int:

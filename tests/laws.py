@@ -29,6 +29,8 @@ RULES: tuple[Sparsifier, ...] = (
     ms.GSpar(density=0.2),
     ms.GSpar(variance=0.5),
     ms.GSpar(density=0.2, iterations=2),
+    ms.QSGD(bits=3, bucket=50),
+    ms.TernGrad(),
 )
 #: A rule that remembers: what it sends is not a function of the vector alone.
 TRACKED = ms.TrackedTopK(density=0.1, band=0.3, every=3)
@@ -289,7 +291,13 @@ def law_momentum_correction_replicas_and_conservation(comm: Communicator) -> Non
 
 def law_unbiased(comm: Communicator) -> None:
     """The mean of many exchanges of an unbiased rule is the mean gradient, within 5 sigma, at the density asked for."""
-    for rule in (ms.GSpar(density=0.3), ms.Uniform(density=0.3)):
+    rules: dict[Sparsifier, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+        ms.GSpar(density=0.3): lambda v: v**2 * (1 / ms.GSpar(density=0.3).probabilities(v.astype(np.float32)) - 1),
+        ms.Uniform(density=0.3): lambda v: v**2 * (1 / 0.3 - 1),
+        ms.QSGD(bits=3, bucket=None): lambda v: grid_variance(v, 3),
+        ms.TernGrad(): lambda v: np.abs(v) * (np.abs(v).max() - np.abs(v)),
+    }
+    for rule, variance_of in rules.items():
         model = Net()
         optimizer = wrap(comm, model, rule, lr=0.0, layout=ms.Layout(dense_vectors=False))
         numel = optimizer.flat.buffer.numel()
@@ -304,12 +312,20 @@ def law_unbiased(comm: Communicator) -> None:
             count += optimizer.traffic.count
         theirs = np.stack(everyone(comm, own)).astype(np.float64)
         mean = theirs.mean(axis=0)
-        kept = [rule.probabilities(v) if isinstance(rule, ms.GSpar) else 0.3 for v in everyone(comm, own)]
-        variance = sum(v**2 * (1 / p - 1) for v, p in zip(theirs, kept, strict=True)) / comm.size**2
+        variance = np.sum([variance_of(v) for v in theirs], axis=0) / comm.size**2
         sigma = np.sqrt(variance / draws)
         assert (np.abs(total / draws - mean) < 5 * sigma + 1e-5).all(), rule
-        spread = np.sqrt(numel * 0.3 * draws)
-        assert abs(count - 0.3 * numel * draws) < 5 * spread, rule
+        if isinstance(rule, ms.GSpar | ms.Uniform):
+            spread = np.sqrt(numel * 0.3 * draws)
+            assert abs(count - 0.3 * numel * draws) < 5 * spread, rule
+
+
+def grid_variance(vector: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    """Return the variance of each entry that is drawn onto the levels of one norm."""
+    unit = np.linalg.norm(vector) / (2 ** (bits - 1) - 1)
+    part = np.abs(vector) / unit % 1
+    variance: NDArray[np.float64] = unit**2 * part * (1 - part)
+    return variance
 
 
 def law_resume(comm: Communicator) -> None:
@@ -318,6 +334,7 @@ def law_resume(comm: Communicator) -> None:
         (ms.TopK(density=0.05), None),
         (ms.TopK(density=ms.Exponential(start=0.5, density=0.05, steps=6)), ms.MomentumCorrection()),
         (ms.GSpar(density=0.2), None),
+        (ms.QSGD(bits=4, bucket=64), None),
         (TRACKED, None),
     ):
         model = Net()

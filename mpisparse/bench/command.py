@@ -1,4 +1,4 @@
-"""`mpisparse bench exchange`, `step` and `kernels`: what sparsification costs here, and where it pays."""
+"""`mpisparse bench exchange`, `step`, `kernels` and `coding`: what sparsification costs here, and where it pays."""
 
 from __future__ import annotations
 
@@ -88,3 +88,24 @@ def kernels(target: str | None, **options: Any) -> None:
 
     comm, surroundings = start()
     measure_kernels(comm, Options(**options), Report(comm, "kernels", surroundings, target))
+
+
+@bench.command()
+@click.option("--size", "sizes", type=click.IntRange(min=2), multiple=True, default=(2048, 131_072), metavar="ENTRIES")
+@click.option("--support", "supports", type=_DENSITY, multiple=True, default=(0.01, 0.1), metavar="SHARE")
+@click.option(
+    "--rho", "rhos", type=click.FloatRange(0, min_open=True), multiple=True, default=(0.1, 0.5, 1.0), metavar="PART"
+)
+@click.option("--draws", type=click.IntRange(min=1), default=20, show_default=True, help="Messages of each rule.")
+@_JSON
+def coding(target: str | None, **options: Any) -> None:
+    """Count the bits of messages of GSpar, QSGD and TernGrad, beside GSpar's bound. Needs no mpirun.
+
+    The vectors have a SHARE of large entries, and the others add up to PART of what these do.
+    """
+    from mpisparse.bench.coding import Options, measure_coding
+    from mpisparse.bench.report import Report
+    from mpisparse.runtime import start
+
+    comm, surroundings = start()
+    measure_coding(comm, Options(**options), Report(comm, "coding", surroundings, target))

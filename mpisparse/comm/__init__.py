@@ -5,11 +5,15 @@ from __future__ import annotations
 from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same
 from mpisparse.comm.base import Communicator, Description, Pending
 from mpisparse.comm.local import run_ranks, solo
+from mpisparse.comm.window import SharedWindow, Window, WindowKind
 
 __all__ = [
     "Communicator",
     "Description",
     "Pending",
+    "SharedWindow",
+    "Window",
+    "WindowKind",
     "agreed",
     "from_root",
     "gather_json",

@@ -10,11 +10,15 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.errors import CommError
+from mpisparse.comm.window import Window, WindowKind
+from mpisparse.errors import CommError, ConfigError, alike
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 Result = TypeVar("Result")
+
+#: Entries of a window at most: MPI's block types take 32-bit displacements.
+WINDOW_LIMIT = 2**31 - 1
 
 #: Bytes that one call may move: Open MPI takes no displacement beyond 2**31 - 1, MPICH would.
 CALL_LIMIT = 2**31 - 1
@@ -90,6 +94,10 @@ class Communicator(ABC):
         """Return a communicator of the same ranks whose traffic never meets this one's."""
 
     @abstractmethod
+    def free(self) -> None:
+        """Give back this communicator and all duplicates of it, of which none may be used afterwards."""
+
+    @abstractmethod
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""
 
@@ -133,6 +141,14 @@ class Communicator(ABC):
     @abstractmethod
     def _allreduce(self, array: NDArray[np.float32]) -> None:
         """Replace `array` by its sum over the ranks, in whatever order the library likes."""
+
+    @abstractmethod
+    def _shared_window(self, numel: int) -> Window:
+        """Return a window in memory that all ranks share. They are on one node."""
+
+    @abstractmethod
+    def _accumulate_window(self, numel: int) -> Window:
+        """Return a window that MPI reads and adds to."""
 
     # What callers use -----------------------------------------------------------------------------------------------
 
@@ -232,6 +248,30 @@ class Communicator(ABC):
         buffer = ours.copy() if self.rank == root else np.empty(length, np.uint8)
         self.broadcast(buffer, root)
         return buffer.tobytes()
+
+    def open_window(self, numel: int, kind: WindowKind = "auto") -> Window:
+        """Return a vector of zeros that all ranks can add to without waiting for each other.
+
+        Args:
+            numel: float32 entries, the same on all ranks.
+            kind: "shared", memory that the ranks of one node share; "accumulate", memory of rank 0 that MPI adds to
+                from anywhere; "auto", the first where all ranks are on one node, else the second.
+
+        Raises:
+            ConfigError: shared memory was asked for on several nodes, or a number of entries that no window has.
+        """
+        if not 0 < numel <= WINDOW_LIMIT:
+            raise alike(ConfigError(f"a window of {numel} entries was asked for: give 1 to {WINDOW_LIMIT}"))
+        nodes = self.describe().nodes
+        if kind == "shared" and nodes > 1:
+            raise alike(
+                ConfigError(
+                    f"the ranks are on {nodes} nodes, which share no memory: use window accumulate, or auto, "
+                    "or start all ranks on one node"
+                )
+            )
+        shared = kind != "accumulate" and nodes == 1
+        return self._shared_window(numel) if shared else self._accumulate_window(numel)
 
     # The guard --------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
-from mpisparse.errors import CommError
+from mpisparse.comm.window import SharedWindow, Window, shared_bytes
+from mpisparse.errors import CommError, ConfigError, alike
 
 Result = TypeVar("Result")
 
@@ -95,6 +96,9 @@ class LocalCommunicator(Communicator):
         meeting = self._meeting.swap(self.rank, fresh)[0]
         return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
 
+    def free(self) -> None:
+        """Do nothing: threads hold nothing that has to be given back."""
+
     def describe(self) -> Description:
         """Return a description that says these ranks are threads."""
         return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)
@@ -140,6 +144,13 @@ class LocalCommunicator(Communicator):
         array[:] = arrays[0]
         for other in arrays[1:]:
             array += other
+
+    def _shared_window(self, numel: int) -> Window:
+        memory = self._meeting.swap(self.rank, np.zeros(shared_bytes(numel), np.uint8))[0]
+        return SharedWindow(memory, numel, self.rank, self.barrier)
+
+    def _accumulate_window(self, numel: int) -> Window:
+        raise alike(ConfigError("threads of one process have no MPI to accumulate with: use window shared, or auto"))
 
 
 def solo() -> LocalCommunicator:

@@ -10,6 +10,8 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
+from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
+from mpisparse.comm.window import Window
 
 _THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "single",
@@ -46,11 +48,19 @@ class MPICommunicator(Communicator):
     def __init__(self, comm: MPI.Intracomm | None = None, call_limit: int = CALL_LIMIT) -> None:
         """Collective: duplicate `comm`, MPI_COMM_WORLD by default."""
         self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
+        self._duplicates: list[MPICommunicator] = []
         super().__init__(self._comm.Get_rank(), self._comm.Get_size(), call_limit)
 
     def duplicate(self) -> MPICommunicator:
         """Return a communicator of the same ranks whose traffic never meets this one's."""
-        return MPICommunicator(self._comm, self._call_limit)
+        self._duplicates.append(MPICommunicator(self._comm, self._call_limit))
+        return self._duplicates[-1]
+
+    def free(self) -> None:
+        """Give back this communicator and all duplicates of it. MPI has a few thousand of them in all."""
+        while self._duplicates:
+            self._duplicates.pop().free()
+        self._comm.Free()
 
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""
@@ -107,6 +117,12 @@ class MPICommunicator(Communicator):
 
     def _allreduce(self, array: NDArray[np.float32]) -> None:
         self._comm.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM)
+
+    def _shared_window(self, numel: int) -> Window:
+        return shared_window(self._comm, numel)
+
+    def _accumulate_window(self, numel: int) -> Window:
+        return AccumulateWindow(self._comm, numel)
 
 
 def _library_name(version: str) -> str:

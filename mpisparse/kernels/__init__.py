@@ -8,7 +8,10 @@ largest.py    keep_largest: the entries of largest magnitude, without preference
 histogram.py  find_cut: the last magnitude at which a monotone law holds, without sorting the vector
 levels.py     level_for_count, level_for_variance, level_by_scaling: the one number that sets GSpar's probabilities
 coins.py      toss_coins, toss_equal_coins: independent choices at given probabilities
+grids.py      draw_levels: every entry becomes one of the two nearest multiples of a unit
 sums.py       mean_into: the mean of the messages, in time that their entries take
+atomic.py     adding to memory that others add to at the same moment: by compare-and-swap, nothing lost
+linear.py     updates of a linear model on parameters that other ranks change meanwhile, compiled as a whole
 device.py     sources that are torch tensors on an accelerator
 vectors.py    the vector as every kernel sees it
 philox.py     random words that are a function of a counter

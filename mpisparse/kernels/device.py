@@ -1,11 +1,13 @@
 """Sources whose vectors are torch tensors on an accelerator: only what is selected crosses to the host.
 
 The same contract as `kernels.source`, in torch operations. Selections by size are bit for bit those of the host. Tosses
-come from the device's own generator, seeded from the stream that the host would use: other draws, the same law.
+come from the device's own generator, seeded from the stream that the host would use: other draws, the same law. Grids
+are drawn on the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from mpisparse.errors import NonFiniteError
 from mpisparse.kernels.coins import toss_equal_coins
 from mpisparse.kernels.find import Found
+from mpisparse.kernels.grids import draw_levels
 from mpisparse.kernels.largest import choose_among_equals
 from mpisparse.kernels.levels import Upper, find_level
 from mpisparse.kernels.source import Source
@@ -131,6 +134,24 @@ class DeviceSource(Source):
         indices = toss_equal_coins(self.numel, probability, generator).astype(np.int64)
         chosen = torch.from_numpy(indices).to(self.vector().device)
         return self._take(chosen[self.vector()[chosen] != 0])
+
+    def peak(self) -> np.float32:
+        """Return the largest magnitude, 0 without entries."""
+        if not self.numel:
+            return np.float32(0)
+        largest = np.float32(self.vector().abs().max().item())
+        if not np.isfinite(largest):
+            refuse_bad_entries(self.vector())
+        return largest
+
+    def norm(self) -> float:
+        """Return the Euclidean norm."""
+        pieces = torch.split(self.vector(), LENGTH) if self.numel else ()
+        return math.sqrt(sum(float(piece.double().square().sum()) for piece in pieces))
+
+    def draw(self, levels: int, bucket: int | None, generator: np.random.Generator) -> SparseVector:
+        """Return the entries drawn onto the grid of their norm, the same as on the host: the vector is copied there."""
+        return draw_levels(_host(self.vector()), levels, bucket, generator)
 
     def sent(self, sparse: SparseVector) -> None:
         """Do nothing: a plain tensor keeps all that it has."""

@@ -14,8 +14,9 @@ import numpy as np
 from mpisparse.kernels import levels, passes
 from mpisparse.kernels.coins import toss_coins, toss_equal_coins
 from mpisparse.kernels.find import Found, collect, find_at_least
+from mpisparse.kernels.grids import draw_levels, norm
 from mpisparse.kernels.largest import guess_floor, keep_largest, stride, threshold_of
-from mpisparse.kernels.vectors import SMALLEST, Vector, is_finite, refuse_bad_entries, take_all
+from mpisparse.kernels.vectors import SMALLEST, Vector, is_finite, largest_magnitude, refuse_bad_entries, take_all
 from mpisparse.sparse import Indices, SparseVector
 
 
@@ -68,6 +69,18 @@ class Source(ABC):
     @abstractmethod
     def toss_equal(self, probability: float, generator: np.random.Generator) -> SparseVector:
         """Return nonzero entries kept with the same probability, exact."""
+
+    @abstractmethod
+    def peak(self) -> np.float32:
+        """Return the largest magnitude, 0 without entries."""
+
+    @abstractmethod
+    def norm(self) -> float:
+        """Return the Euclidean norm."""
+
+    @abstractmethod
+    def draw(self, levels: int, bucket: int | None, generator: np.random.Generator) -> SparseVector:
+        """Return the entries drawn onto the grid of their norm; see `kernels.grids.draw_levels`."""
 
     @abstractmethod
     def sent(self, sparse: SparseVector) -> None:
@@ -143,6 +156,18 @@ class HostSource(Source):
         indices = toss_equal_coins(self.numel, probability, generator)
         indices = indices[vector[indices] != 0]
         return self.take(Found(indices.size, indices, passes.gather(vector, indices)))
+
+    def peak(self) -> np.float32:
+        """Return the largest magnitude, 0 without entries."""
+        return largest_magnitude(self.vector())
+
+    def norm(self) -> float:
+        """Return the Euclidean norm."""
+        return norm(self.vector())
+
+    def draw(self, levels: int, bucket: int | None, generator: np.random.Generator) -> SparseVector:
+        """Return the entries drawn onto the grid of their norm; see `kernels.grids.draw_levels`."""
+        return draw_levels(self.vector(), levels, bucket, generator)
 
     def sent(self, sparse: SparseVector) -> None:
         """Do nothing: a plain vector keeps all that it has."""

@@ -56,6 +56,14 @@ def is_finite(vector: Vector) -> bool:
     return max(largest) < _INFINITY
 
 
+def largest_magnitude(vector: Vector) -> np.float32:
+    """Return the largest magnitude, 0 without entries. One pass; NonFiniteError if an entry is NaN or infinite."""
+    largest = max(for_each_span(vector.size, lambda start, stop: int(largest_bits(vector[start:stop]))))
+    if largest >= _INFINITY:
+        refuse_bad_entries(vector)
+    return np.int32(largest).view(np.float32)
+
+
 def refuse_bad_entries(vector: Vector) -> None:
     """Raise NonFiniteError, naming the first bad entry, if one is NaN or infinite."""
     if is_finite(vector):

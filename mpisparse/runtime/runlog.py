@@ -20,6 +20,9 @@ from mpisparse.phases import NAMES
 
 SCHEMA = 1
 
+#: Bytes that no line is longer than.
+_LINE = 2**16
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
@@ -59,16 +62,20 @@ class RunLog:
     """
 
     def __init__(self, directory: Path, comm: Communicator, start_step: int = 0) -> None:
-        """Open the files, and cut off what they say of steps after `start_step`: those come again."""
+        """Open the files, and cut off what they say of steps after `start_step`, or all at 0: that comes again."""
         self._comm = comm
         self._pending: list[StepRecord] = []
         self._metrics: TextIO | None = None
+        #: Whether the log says of the run that it has ended; rank 0 knows.
+        self.ended = False
         (directory / "ranks").mkdir(exist_ok=True)
         rank_file = directory / "ranks" / f"rank-{comm.rank:05d}.jsonl"
         self._ranks = _open_after(rank_file, start_step)
         if comm.rank == 0:
             _remove_beyond(directory / "ranks", comm.size)
             self._metrics = _open_after(directory / "metrics.jsonl", start_step)
+            last = last_line(directory / "metrics.jsonl")
+            self.ended = bool(last) and json.loads(last)["kind"] == "end"
 
     def step(self, record: StepRecord) -> None:
         """Keep the record of a step until the next `flush`."""
@@ -167,10 +174,22 @@ def _open_after(path: Path, start_step: int) -> TextIO:
     """Return the file open at its end, without the lines of steps after `start_step` and a torn last one."""
     if path.exists():
         before = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in before if _is_up_to(line, start_step)]
+        # A run that begins, begins its log: what was evaluated before its first step comes again as well.
+        kept = [line for line in before if _is_up_to(line, start_step)] if start_step else []
         if len(kept) < len(before):
             replace_file(path, lambda file: file.writelines(kept))
     return path.open("a", encoding="utf-8")
+
+
+def last_line(path: Path) -> str:
+    """Return the last whole line of a log, or nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LINE))
+            whole, newline, _ = file.read().rpartition(b"\n")
+    except FileNotFoundError:
+        return ""
+    return whole.rpartition(b"\n")[2].decode() if newline else ""
 
 
 def _remove_beyond(directory: Path, size: int) -> None:

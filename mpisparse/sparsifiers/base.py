@@ -58,6 +58,9 @@ class Sparsifier(ABC):
     #: True for a rule whose results carry the magnitude that most of their entries share.
     shares_magnitude: bool = False
 
+    #: True for a rule whose results carry the grid that all of their entries lie on.
+    shares_grid: bool = False
+
     def select(self, vector: Vector, generator: np.random.Generator | None = None) -> SparseVector:
         """Return the entries to send, indices rising.
 

@@ -49,12 +49,22 @@ def build_model(section: schema.Model, data: Split, smoothing: float) -> tuple[n
     return model, CrossEntropy(smoothing=smoothing)
 
 
-def build_trainer(config: schema.RunConfig, data: Split, comm: Communicator, phases: Phases) -> Trainer:
-    """Return the trainer of a run on `data`, the model drawn from torch's global generator. Collective."""
+def build_trainer(
+    config: schema.RunConfig,
+    data: Split,
+    comm: Communicator,
+    phases: Phases,
+    say: Callable[[str], None] | None = None,
+) -> Trainer:
+    """Return the trainer of a run on `data`, the model drawn from torch's global generator. Collective.
+
+    Args:
+        say: takes what `DistributedOptimizer` has to say while it is made.
+    """
     with agreed(comm):
         model, loss = build_model(config.model, data, config.training.smoothing)
         sampler = build_sampler(config, data.train, comm)
-    optimizer = build_optimizer(config, model, comm, phases)
+    optimizer = build_optimizer(config, model, comm, phases, say)
     steps = config.training.length.steps(sampler.steps_per_epoch)
     return Trainer(
         model=model,
@@ -104,7 +114,11 @@ def build_plain_optimizer(section: schema.Optimizer, model: nn.Module) -> torch.
 
 
 def build_optimizer(
-    config: schema.RunConfig, model: nn.Module, comm: Communicator, phases: Phases
+    config: schema.RunConfig,
+    model: nn.Module,
+    comm: Communicator,
+    phases: Phases,
+    say: Callable[[str], None] | None = None,
 ) -> DistributedOptimizer:
     """Return the optimizer that exchanges sparsified gradients. Collective."""
     plain = build_plain_optimizer(config.optimizer, model)
@@ -127,6 +141,7 @@ def build_optimizer(
         overlap=exchange.overlap,
         resparsify=None if config.resparsify is None else build_sparsifier(config.resparsify),
         gauge=exchange.gauge,
+        say=say,
         seed=config.seed,
         comm=comm,
         phases=phases,
@@ -161,6 +176,10 @@ def build_sparsifier(section: schema.Sparsifier) -> sparsifiers.Sparsifier:
     if isinstance(section, schema.GsparSparsifier):
         density = None if section.density is None else _density(section.density, section.schedule)
         return sparsifiers.GSpar(density=density, variance=section.variance, iterations=section.iterations)
+    if isinstance(section, schema.QsgdSparsifier):
+        return sparsifiers.QSGD(section.bits, section.bucket or None)
+    if isinstance(section, schema.TerngradSparsifier):
+        return sparsifiers.TernGrad(clip=section.clip)
     if isinstance(section, schema.TrackedTopkSparsifier):
         density = _density(section.density, section.schedule)
         return sparsifiers.TrackedTopK(density, band=section.band, every=section.every)

@@ -43,11 +43,16 @@ def read_text(text: str, source: str, settings: Iterable[str] = ()) -> RunConfig
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source} is no TOML file: {error}") from error
-    before = copy.deepcopy(tree)
+    return parse_config(apply_settings(tree, settings), source)
+
+
+def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of `tree` with what the command line sets over it; see `read_config`."""
+    changed = copy.deepcopy(tree)
     for setting in settings:
-        _set(tree, setting)
-    _drop_keys_of_other_names(tree, before)
-    return parse_config(tree, source)
+        _set(changed, setting)
+    _drop_keys_of_other_names(changed, tree)
+    return changed
 
 
 def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
@@ -55,7 +60,7 @@ def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        problems = [explain(problem) for problem in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(problems)) from None
 
 
@@ -131,7 +136,7 @@ def _kinds(annotation: Any) -> set[str]:
     return {str(kind) for kind in plain if kind is not NoneType}
 
 
-def _explain(problem: Any) -> str:
+def explain(problem: Any) -> str:
     """Return one validation problem as "section.key: what is wrong (value)"."""
     context = problem.get("ctx", {})
     if problem["type"] == "union_tag_invalid":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -16,10 +16,10 @@ _PLAIN_WIDTH = 120
 
 
 class Console:
-    """A progress bar on a terminal, plain lines elsewhere, nothing on the other ranks."""
+    """A progress bar on a terminal, plain lines elsewhere, nothing where it does not speak, as on other ranks."""
 
-    def __init__(self, rank: int, total_steps: int, done_steps: int) -> None:
-        self._speaks = rank == 0
+    def __init__(self, speaks: bool, total_steps: int, done_steps: int) -> None:
+        self._speaks = speaks
         columns = terminal_columns(STDERR)
         shown = columns is not None
         self._console = RichConsole(stderr=True, highlight=False, force_terminal=shown, width=columns)
@@ -52,10 +52,7 @@ class Console:
     def evaluated(self, step: int, epoch: int, train_loss: float | None, metrics: Mapping[str, float]) -> None:
         """Print one line on an evaluation after `step` steps."""
         train = "" if train_loss is None else f"train loss {train_loss:.4f} | "
-        self.say(
-            f"epoch {epoch} | step {step}/{self._total} | {train}"
-            f"test loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}{_distance(metrics)}"
-        )
+        self.say(f"epoch {epoch} | step {step}/{self._total} | {train}{_evaluation(metrics)}")
 
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""
@@ -66,23 +63,84 @@ class Console:
         """Print the closing table, and a line after it, on standard output."""
         if not self._speaks:
             return
-        table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, value)
-        columns = terminal_columns(STDOUT)
-        out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
-        out.print(table)
+        out = _print_table(rows, title)
         out.print(following, soft_wrap=True, markup=False)
 
 
-def _distance(metrics: Mapping[str, float]) -> str:
-    """Return what to say of the training objective, where it was asked for."""
-    if "objective" not in metrics:
-        return ""
-    above = f", {metrics['suboptimality']:.2e} above the least" if "suboptimality" in metrics else ""
-    return f" | objective {metrics['objective']:.6g}{above}"
+def _print_table(rows: Iterable[tuple[str, str]], title: str) -> RichConsole:
+    """Print a table of names and values on standard output, and return what prints there."""
+    table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    columns = terminal_columns(STDOUT)
+    out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
+    out.print(table)
+    return out
+
+
+def _evaluation(metrics: Mapping[str, float]) -> str:
+    """Return an evaluation as one line, with the training objective where it was asked for."""
+    told = [f"test loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.2%}"] if "loss" in metrics else []
+    if "objective" in metrics:
+        above = f", {metrics['suboptimality']:.2e} above the least" if "suboptimality" in metrics else ""
+        told.append(f"objective {metrics['objective']:.6g}{above}")
+    return " | ".join(told)
+
+
+class SweepConsole:
+    """A line for each run of a sweep, and on a terminal a progress bar below them. Rank 0 alone speaks."""
+
+    def __init__(self, rank: int, runs: int) -> None:
+        self._speaks = rank == 0
+        columns = terminal_columns(STDERR)
+        shown = columns is not None
+        self._console = RichConsole(stderr=True, highlight=False, force_terminal=shown, width=columns)
+        self._progress = Progress(
+            TextColumn("runs"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (self._speaks and shown),
+            transient=True,
+        )
+        self._runs = runs
+        self._ended = 0
+        self._task = self._progress.add_task("sweep", total=runs)
+
+    def __enter__(self) -> SweepConsole:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print one line, above the bar if there is one."""
+        if self._speaks:
+            self._console.print(line, soft_wrap=True, markup=False)
+
+    def ended(self, name: str, news: str, metrics: Mapping[str, float], seconds: float) -> None:
+        """Print how a run ended: its `news`, or what its last evaluation said."""
+        self._ended += 1
+        self._progress.update(self._task, completed=self._ended)
+        self.say(f"[{self._ended}/{self._runs}] {name} | {news or _evaluation(metrics)} | {seconds:.1f} s")
+
+    def summary(self, failed: Mapping[str, str], done: int, before: int) -> None:
+        """Print which runs failed, and how many did not, on standard output."""
+        if not self._speaks:
+            return
+        self._progress.stop()
+        if failed:
+            _print_table(failed.items(), f"{len(failed)} failed")
+        print(f"{done} runs made, {before} were finished before, {len(failed)} failed", flush=True)
+
+
+def ignore(line: str) -> None:
+    """Do nothing with a line that nobody wants to see."""
 
 
 def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: int) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from scipy.optimize import minimize
 from scipy.sparse import diags_array
 from scipy.special import expit
 
+from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import MpiSparseError
-from mpisparse.training.config import LogisticModel
+from mpisparse.training.config import LogisticModel, RunConfig
 from mpisparse.training.data import Dataset
 from mpisparse.training.data.libsvm import SparseDataset
 
@@ -62,6 +63,16 @@ def find_optimum(section: LogisticModel, data: Dataset) -> Optimum:
             "raise model.l2, or leave training.objective out"
         )
     return best
+
+
+def shared_optimum(comm: Communicator, config: RunConfig, data: Dataset) -> Optimum | None:
+    """Return the least value of the objective, found by rank 0, where it is to be known and can be. Collective."""
+    section = config.model
+    if not (config.training.objective and has_optimum(section)):
+        return None
+    assert isinstance(section, LogisticModel)
+    found = from_root(comm, lambda: asdict(find_optimum(section, data)))
+    return Optimum(**found)
 
 
 _LBFGS = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-12, "maxcor": 30}

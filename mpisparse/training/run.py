@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,26 +10,31 @@ from typing import Any
 import torch
 
 from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
-from mpisparse.comm import Communicator, agreed, from_root
-from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
+from mpisparse.comm import Communicator, agreed
+from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, NonFiniteError
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import RunLog
-from mpisparse.training.build import build_data, build_trainer
-from mpisparse.training.config import LogisticModel, RunConfig
+from mpisparse.training.asynchronous import run_asynchronous
+from mpisparse.training.build import build_trainer
+from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
-from mpisparse.training.console import Console, summary_rows
+from mpisparse.training.console import Console, ignore, summary_rows
 from mpisparse.training.data import Dataset
 from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
 from mpisparse.training.evaluate import evaluate, objective
-from mpisparse.training.optimum import Optimum, find_optimum, has_optimum
+from mpisparse.training.kept import Kept
+from mpisparse.training.optimum import Optimum
 from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: its directory, the last evaluation, and what it cost (see `summary_rows`)."""
+    """What a run came to: its directory, the last evaluation, and what it cost.
+
+    That is what `summary_rows` takes, or for an asynchronous run the fields of its log's last line.
+    """
 
     directory: Path
     metrics: dict[str, float]
@@ -45,6 +50,8 @@ def run_training(
     resume: str = "auto",
     allow_changes: bool = False,
     command: str = "mpisparse train CONFIG.toml",
+    kept: Kept | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Return the result of training as `config` says, on all ranks. Collective.
 
@@ -54,14 +61,22 @@ def run_training(
             over one, and a path goes on from that checkpoint.
         allow_changes: go on although the configuration changed.
         command: how the run was started, to suggest the next one.
+        kept: data and optima of runs before this one; a run that is alone makes its own.
+        quiet: print nothing.
 
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
+    kept = kept or Kept()
+    data, optimum = kept.data(comm, config.data), kept.optimum(comm, config)
     torch.manual_seed(config.seed)
     phases = Phases()
-    trainer, test = _build(comm, config, phases)
-    optimum = _optimum(comm, config, trainer.data)
+    if config.asynchronous is not None:
+        outcome = run_asynchronous(
+            comm, surroundings, config, data, optimum, run_dir=run_dir, resume=resume, command=command, quiet=quiet
+        )
+        return Result(*outcome)
+    trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
     directory = open_directory(comm, config, run_dir)
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
@@ -72,23 +87,7 @@ def run_training(
             describe_run(directory, config, surroundings)
             if optimum is not None:
                 describe_optimum(directory, optimum)
-    return _Run(comm, config, directory, trainer, test, checkpointer, optimum).finish(resumed, command)
-
-
-def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Trainer, Dataset]:
-    with agreed(comm):
-        data = build_data(config.data)
-    return build_trainer(config, data, comm, phases), data.test
-
-
-def _optimum(comm: Communicator, config: RunConfig, data: Dataset) -> Optimum | None:
-    """Return the least value of the objective, found by rank 0, where it is to be known and can be. Collective."""
-    if not (config.training.objective and has_optimum(config.model)):
-        return None
-    assert isinstance(config.model, LogisticModel)
-    section = config.model
-    found = from_root(comm, lambda: asdict(find_optimum(section, data)))
-    return Optimum(**found)
+    return _Run(comm, config, directory, trainer, data.test, checkpointer, optimum).finish(resumed, command, quiet)
 
 
 def _resume(
@@ -174,14 +173,14 @@ class _Run:
         self.train_loss: float | None = None
         self.done_before = trainer.steps_done
 
-    def finish(self, resumed: str, command: str) -> Result:
+    def finish(self, resumed: str, command: str, quiet: bool) -> Result:
         """Take the steps that are left, and return the result. Collective."""
         trainer, comm = self.trainer, self.comm
         if trainer.steps_done < self.steps:
             self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
         metrics: dict[str, float] | None = None
         saved = trainer.steps_done
-        with Console(comm.rank, self.steps, trainer.steps_done) as console:
+        with Console(comm.rank == 0 and not quiet, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
             trainer.optimizer.say_with(console.say)
@@ -189,7 +188,11 @@ class _Run:
                 self._evaluate(console)
             while trainer.steps_done < self.steps:
                 begin = perf_counter()
-                self.log.step(trainer.step())
+                try:
+                    self.log.step(trainer.step())
+                except NonFiniteError as error:
+                    self._leave_log(error)
+                    raise
                 self.totals["wall"] += perf_counter() - begin
                 done = trainer.steps_done
                 evaluates = trainer.is_due(self.config.training.evaluate)
@@ -207,11 +210,18 @@ class _Run:
             self._save()
         totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
-        if trainer.steps_done > self.done_before:
+        # A run may have been stopped between its last checkpoint and this line.
+        if trainer.steps_done > self.done_before or not self.log.ended:
             self.log.event("end", trainer.steps_done, wall_seconds=self.totals["wall"], **totals, **moved)
         self.log.close()
         self._summarise(console, metrics, command)
         return Result(self.directory, metrics, self.totals)
+
+    def _leave_log(self, error: NonFiniteError) -> None:
+        """Write what led to an error that all ranks raised in the same step. Collective."""
+        if error.on_all_ranks:
+            self.log.flush()
+            self.log.close()
 
     def _flush(self, console: Console) -> None:
         """Write the log of the steps since the last time, and add them to the totals."""

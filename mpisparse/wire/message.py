@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.errors import ConfigError, WireError
-from mpisparse.sparse import Indices, SparseVector, index_dtype
+from mpisparse.sparse import Grid, Indices, SparseVector, index_dtype
 from mpisparse.wire import header as headers
-from mpisparse.wire import hybrid, indices, values, version1
+from mpisparse.wire import hybrid, indices, levels, values, version1
 from mpisparse.wire.header import Expectation, Header
 from mpisparse.wire.indices import IndexCoding
 
 Bytes = NDArray[np.uint8]
-ValueCoding = Literal["auto", "float32", "bfloat16", "float16", "sign", "hybrid"]
+ValueCoding = Literal["auto", "float32", "bfloat16", "float16", "sign", "hybrid", "levels"]
 
 _PLAIN = {
     "float32": values.FLOAT32,
@@ -32,8 +33,8 @@ class Wire:
 
     values: "float32" is exact; "bfloat16" and "float16" halve the values' bytes, and the rounding error stays in the
         residual where there is one; "sign" sends one bit an entry and the mean magnitude of all, which is biased: only
-        for memories that keep a residual; "auto" and "hybrid" write GSpar's sampled entries as signs, exactly, and
-        vectors without a shared magnitude as float32; "hybrid" says that one is expected.
+        for memories that keep a residual; "auto" writes what is shared once, exactly: "hybrid" GSpar's sampled entries
+        as signs, "levels" QSGD's as signs and levels, and other vectors as float32; these two say what is expected.
     indices: "raw" (4 bytes an index), "rice" (near the entropy), "blocks" (about 1.4 bytes at a density of 1 %, and
         faster), "bitmap" (one bit a position), or "auto": for each message the one that costs least time.
     gigabits: speed of the network in Gbit/s, for "auto": the faster it is, the simpler the coding.
@@ -54,7 +55,7 @@ class Wire:
     @property
     def exact(self) -> bool:
         """Return True when what arrives is bit for bit what was selected."""
-        return self.values in ("auto", "float32", "hybrid")
+        return self.values in ("auto", "float32", "hybrid", "levels")
 
 
 def encode(sparse: SparseVector, wire: Wire = Wire(), *, step: int = 0, bucket: int = 0, rank: int = 0) -> Bytes:
@@ -74,14 +75,12 @@ def encode(sparse: SparseVector, wire: Wire = Wire(), *, step: int = 0, bucket: 
         raise WireError(f"a vector of {numel} entries is over the limit of 2**62: use smaller buckets")
     chosen: Indices = np.ascontiguousarray(sparse.indices, index_dtype(numel))
     how = indices.plan(chosen, numel, wire.indices, wire.gigabits)
-    split = _split(sparse, wire)
-    value_coding = hybrid.HYBRID if split else _PLAIN.get(wire.values, values.FLOAT32)
-    body = how.size + (split.size if split else values.size(value_coding, count))
+    form = _form(sparse, wire)
+    body = how.size + form.size
     headers.check_body(body)
-    parts = hybrid.encode(sparse, split) if split else values.encode(sparse.values, value_coding)
     message = np.empty(headers.SIZE + body, np.uint8)
-    np.concatenate((*indices.encode(chosen, numel, how), *parts), out=message[headers.SIZE :])
-    fields = (how.coding, value_coding, how.parameter, step, numel, count, bucket, rank, body)
+    np.concatenate((*indices.encode(chosen, numel, how), *form.write()), out=message[headers.SIZE :])
+    fields = (how.coding, form.coding, how.parameter, step, numel, count, bucket, rank, body)
     headers.write(Header(headers.VERSION, *fields), message)
     return message
 
@@ -105,12 +104,15 @@ def decode(message: Bytes | bytes, expected: Expectation | None = None) -> Spars
     if numel > indices.LARGEST_NUMEL:
         raise WireError(f"a vector of {numel} entries is announced, and the limit is 2**62")
     chosen, used = indices.decode(body, header.index_coding, header.parameter, numel, count)
-    magnitude: np.float32 | None
+    magnitude: np.float32 | None = None
+    grid: Grid | None = None
     if header.value_coding == hybrid.HYBRID:
         found, magnitude = hybrid.decode(body[used:], count)
+    elif header.value_coding == levels.LEVELS:
+        found, grid = levels.decode(body[used:], chosen, numel)
     else:
         found, magnitude = values.decode(body[used:], header.value_coding, count)
-    return SparseVector(chosen, found, numel, magnitude)
+    return SparseVector(chosen, found, numel, magnitude, grid)
 
 
 def rounded(sparse: SparseVector, wire: Wire) -> SparseVector:
@@ -142,9 +144,23 @@ def warm_up() -> None:
         decode(encode(sparse, Wire(indices=coding)))
 
 
-def _split(sparse: SparseVector, wire: Wire) -> hybrid.Split | None:
-    """Return the parts of the hybrid form, or None where it is not asked for, not possible or not shorter."""
-    if sparse.magnitude is None or wire.values not in ("auto", "hybrid"):
-        return None
-    split = hybrid.split(sparse, wire.indices, wire.gigabits)
-    return split if split.size < values.size(values.FLOAT32, sparse.count) else None
+class _Form(NamedTuple):
+    """How the values of a vector are written."""
+
+    coding: int
+    size: int
+    """Bytes that they take."""
+    write: Callable[[], list[Bytes]]
+
+
+def _form(sparse: SparseVector, wire: Wire) -> _Form:
+    """Return the form that the wire names, or the shortest of those that it leaves to choose."""
+    coding = _PLAIN.get(wire.values, values.FLOAT32)
+    forms = [_Form(coding, values.size(coding, sparse.count), lambda: values.encode(sparse.values, coding))]
+    if sparse.magnitude is not None and wire.values in ("auto", "hybrid"):
+        split = hybrid.split(sparse, wire.indices, wire.gigabits)
+        forms.append(_Form(hybrid.HYBRID, split.size, lambda: hybrid.encode(sparse, split)))
+    if sparse.grid is not None and wire.values in ("auto", "levels"):
+        sums = levels.add_up(sparse.grid)
+        forms.append(_Form(levels.LEVELS, sums.size, lambda: levels.encode(sparse, sums)))
+    return min(forms, key=lambda form: form.size)

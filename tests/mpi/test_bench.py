@@ -71,6 +71,13 @@ def test_kernels(tmp_path: Path) -> None:
     assert all(row["copies"] > 0 and row["torch"] > 0 and row["limit"] > 0 and row["reason"] for row in found["rows"])
 
 
+def test_coding(tmp_path: Path) -> None:
+    options = ["--size", "1000", "--support", "0.1", "--rho", "0.5", "--draws", "2"]
+    found = document(bench(tmp_path, "coding", *options, "--json", "-", size=2))
+    assert found["study"] == "coding"
+    assert [row["method"] for row in found["rows"]] == ["gspar", "qsgd-2", "qsgd-4", "qsgd-8", "terngrad"]
+
+
 def test_wrong_input_is_said_once(tmp_path: Path) -> None:
     for wrong in (["exchange", "--density", "2"], ["exchange", "--size", "0"], ["kernels", "--threads", "0"]):
         outcome = bench(tmp_path, *wrong)

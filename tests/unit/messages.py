@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from mpisparse.sparse import SparseVector, index_dtype
+from mpisparse.sparse import Grid, SparseVector, index_dtype
 from mpisparse.wire import HEADER_SIZE, IndexCoding, ValueCoding, Wire, encode
+from mpisparse.wire.levels import magnitudes
 
 Bytes = NDArray[np.uint8]
 
@@ -58,6 +59,34 @@ def shared_vectors(draw: st.DrawFn) -> SparseVector:
     return SparseVector(np.array(indices, index_dtype(numel)), values, numel, magnitude)
 
 
+@st.composite
+def gridded_vectors(draw: st.DrawFn) -> SparseVector:
+    """Return a vector on a grid, of one bucket or several, the last often short, with levels that fit every coding."""
+    indices, numel = draw(positions())
+    bucket = min(draw(st.sampled_from([1, 7, 256, 5000])), numel)
+    units = draw(arrays.arrays(np.float32, -(-numel // bucket), elements=st.floats(2.0**-10, 4.0, width=32)))
+    largest = draw(st.sampled_from([1, 2, 7, 127, 10_000]))
+    levels = draw(arrays.arrays(np.uint16, len(indices), elements=st.integers(1, largest)))
+    negative = draw(arrays.arrays(np.bool_, len(indices)))
+    return on_grid(np.array(indices, index_dtype(numel)), numel, Grid(units, bucket, levels), negative)
+
+
+def on_grid(indices: NDArray[np.unsignedinteger], numel: int, grid: Grid, negative: NDArray[np.bool_]) -> SparseVector:
+    """Return the vector whose entries have the levels of a grid."""
+    found = magnitudes(grid, indices)
+    return SparseVector(indices, np.where(negative, -found, found).astype(np.float32), numel, grid=grid)
+
+
+def same_grid(a: Grid, b: Grid) -> bool:
+    """Return True when both are the same, bit for bit and in type."""
+    return (
+        a.bucket == b.bucket
+        and np.array_equal(a.units.view(np.uint32), b.units.view(np.uint32))
+        and a.levels.dtype == b.levels.dtype
+        and np.array_equal(a.levels, b.levels)
+    )
+
+
 def same(a: SparseVector, b: SparseVector) -> bool:
     """Return True when both hold the same entries, bit for bit."""
     return (
@@ -89,10 +118,19 @@ def shared(numel: int, *indices: int, exact: tuple[int, ...] = ()) -> SparseVect
     return SparseVector(np.array(indices, index_dtype(numel)), values, numel, np.float32(0.5))
 
 
+def gridded(numel: int, bucket: int, levels: dict[int, int]) -> SparseVector:
+    """Return a vector with signed levels at some places, on units of 0.375, 0.75, 1.125 and so on."""
+    units = np.arange(1, -(-numel // bucket) + 1).astype(np.float32) * np.float32(0.375)
+    signed = np.array(list(levels.values()))
+    grid = Grid(units, bucket, np.abs(signed).astype(np.uint16))
+    return on_grid(np.array(list(levels), index_dtype(numel)), numel, grid, signed < 0)
+
+
 def originals() -> dict[str, tuple[SparseVector, Wire]]:
     """Return a vector for every coding, from literals, and how it is written."""
     scattered, dense = (3, 4, 90, 255, 256, 300, 700, 998, 999), (*range(0, 120, 3), *range(256, 512), 520, 599)
     places = tuple(range(0, 990, 11))
+    levels = (1, -2, 9, -1, 3, 4, -5, 1, 1, -12, 2, 30, -1, 7)
     wide = 2**32 + 1000
     return {
         "raw": (plain(10, 0, 3, 4, 9), Wire(indices="raw")),
@@ -111,6 +149,10 @@ def originals() -> dict[str, tuple[SparseVector, Wire]]:
         "hybrid-places": (shared(1000, *places, exact=tuple(range(20, 50))), Wire(indices="bitmap")),
         "empty": (SparseVector.empty(17), Wire()),
         "empty-sign": (SparseVector.empty(17), Wire("sign")),
+        "levels": (gridded(40, 16, {3 * i: level for i, level in enumerate(levels)}), Wire(indices="bitmap")),
+        "levels-unary": (gridded(600, 600, {i: 1 + (i % 4 == 1) for i in range(0, 600, 7)}), Wire("levels", "rice")),
+        "levels-one": (gridded(1000, 512, {i: (-1) ** i for i in scattered}), Wire(indices="blocks")),
+        "levels-wide": (gridded(wide, 2**31, {i << 27: level for i, level in enumerate(levels * 2)}), Wire()),
     }
 
 

@@ -63,7 +63,7 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
 
 
 def test_the_analysis_never_imports_the_training_code() -> None:
-    for path in (CHECKOUT / "analysis").glob("*.py"):
+    for path in (CHECKOUT / "analysis").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import mpisparse as ms
 from mpisparse.errors import ConfigError
+from mpisparse.training.build import build_sparsifier
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import differences, parse_config, read_config, to_toml, to_tree
 from mpisparse.training.section import Duration
@@ -37,6 +39,11 @@ def path(tmp_path: Path) -> Path:
         ("sparsifier={name='topk',density='1%'}", "sparsifier.density: Input should be a valid number, not '1%'"),
         ("sparsifier.name=topq", "sparsifier.name: no such name 'topq'. Did you mean 'topk'?"),
         ("sparsifier={density=0.1}", "sparsifier: the key 'name' is missing"),
+        ("sparsifier={name='qsgd',bits=1}", "sparsifier.bits: Input should be greater than or equal to 2, not 1"),
+        ("sparsifier={name='qsgd',bits=17}", "sparsifier.bits: Input should be less than or equal to 16, not 17"),
+        ("sparsifier={name='qsgd',bucket=-1}", "sparsifier.bucket: Input should be greater than or equal to 0, not -1"),
+        ("sparsifier={name='terngrad',clip=0}", "sparsifier.clip: Input should be greater than 0, not 0"),
+        ("sparsifier={name='terngrad',density=0.1}", "sparsifier: unknown key 'density'"),
         ("sparsifier={name='gspar'}", "give density or variance, one of the two"),
         ("sparsifier={name='gspar',density=0.1,variance=1.0}", "give density or variance, one of the two"),
         (
@@ -75,6 +82,20 @@ def test_settings_are_toml_values_or_strings(path: Path) -> None:
     assert config.model.name == "mlp"
     assert config.model.hidden == (3, 4)
     assert config.training.length == Duration(3, "epochs")
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("{name='qsgd'}", ms.QSGD()),
+        ("{name='qsgd',bits=8,bucket=0}", ms.QSGD(8, None)),
+        ("{name='qsgd',bits=2,bucket=64}", ms.QSGD(2, 64)),
+        ("{name='terngrad'}", ms.TernGrad()),
+        ("{name='terngrad',clip=2.5}", ms.TernGrad(clip=2.5)),
+    ],
+)
+def test_quantizers_are_what_their_sections_say(path: Path, setting: str, rule: ms.QSGD | ms.TernGrad) -> None:
+    assert build_sparsifier(read_config(path, [f"sparsifier={setting}"]).sparsifier) == rule
 
 
 def test_another_name_leaves_the_keys_of_the_old_one_behind(tmp_path: Path) -> None:

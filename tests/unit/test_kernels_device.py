@@ -17,7 +17,7 @@ from mpisparse.kernels import device, sums
 from mpisparse.kernels.device import DeviceAdded, DeviceAdvanced, DeviceForgotten, DeviceSource
 from mpisparse.kernels.source import Added, Advanced, Forgotten, HostSource
 from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers import GSpar, Sparsifier, Threshold, TopK, TrackedTopK, Uniform
+from mpisparse.sparsifiers import QSGD, GSpar, Sparsifier, TernGrad, Threshold, TopK, TrackedTopK, Uniform
 from tests.laws import LAWS
 from tests.unit.hard_vectors import HARD, Vector, draw
 
@@ -43,7 +43,7 @@ PAIRS: dict[str, Callable[[Vector, Vector, Tensor, Tensor], Pair]] = {
     ),
     "forgotten": lambda r, g, dr, dg: (Forgotten(g), DeviceForgotten(dg)),
 }
-RULES: list[Sparsifier] = [TopK(0.05), TrackedTopK(0.05), Threshold(1.0), Uniform(0.1)]
+RULES: list[Sparsifier] = [TopK(0.05), TrackedTopK(0.05), Threshold(1.0), QSGD(), Uniform(0.1)]
 
 
 def check_same(ours: SparseVector, theirs: SparseVector) -> None:
@@ -73,7 +73,7 @@ def test_choices_and_what_is_left_are_those_of_the_host(place: str, kind: str, r
 @pytest.mark.parametrize("name", HARD)
 def test_hard_vectors(place: str, name: str) -> None:
     tensor = torch.from_numpy(HARD[name].copy()).to(place)
-    for rule in RULES[:3]:
+    for rule in RULES[:4]:
         check_same(rule.select(HARD[name]), rule.choose(DeviceSource(tensor), None))
     for density in (0.1, 0.9):
         rule = GSpar(density=density)
@@ -104,6 +104,17 @@ def test_tosses_are_unbiased_and_share_a_magnitude(place: str) -> None:
 
 
 @where
+@pytest.mark.parametrize("name", HARD)
+def test_peaks_and_norms_are_those_of_the_host(place: str, name: str) -> None:
+    host, there = HostSource(HARD[name]), DeviceSource(torch.from_numpy(HARD[name].copy()).to(place))
+    assert there.peak() == host.peak() == np.abs(HARD[name]).max(initial=0)
+    assert there.norm() == pytest.approx(host.norm(), rel=1e-12)
+    for rule in (TernGrad(), TernGrad(clip=1.0)):
+        sparse = rule.choose(there, random.generator(0, 0, 0, 0))
+        assert np.all(np.abs(sparse.values) == sparse.magnitude) if sparse.count else not HARD[name].any()
+
+
+@where
 def test_means_are_those_of_the_host(place: str) -> None:
     sparse = [TopK(0.1).select(draw(seed, 5000)) for seed in range(5)]
     ours, theirs = np.zeros(5000, np.float32), torch.zeros(5000, device=place)
@@ -119,7 +130,7 @@ def test_means_are_those_of_the_host(place: str) -> None:
 def test_bad_entries_are_refused(place: str, bad: float) -> None:
     vector = draw(3, 100)
     vector[41] = bad
-    for rule in (TopK(0.1), GSpar(density=0.1)):
+    for rule in (TopK(0.1), GSpar(density=0.1), QSGD(), TernGrad(), TernGrad(clip=2.5)):
         with pytest.raises(NonFiniteError, match="entry 41 of 100"):
             rule.choose(DeviceSource(torch.from_numpy(vector).to(place)), None)
 

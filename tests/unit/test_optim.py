@@ -238,6 +238,12 @@ def test_wrong_uses_are_refused_with_the_way_out() -> None:
         ),
         (
             lambda: ms.DistributedOptimizer(
+                sgd(model), model, sparsifier=ms.TernGrad(), wire=ms.Wire("levels"), comm=solo()
+            ),
+            "levels need the grid that QSGD's entries lie on",
+        ),
+        (
+            lambda: ms.DistributedOptimizer(
                 sgd(model), model, sparsifier=ms.TopK(0.1), memory=ms.NoMemory(), wire=ms.Wire("sign"), comm=solo()
             ),
             "use ErrorFeedback or MomentumCorrection",
@@ -257,6 +263,8 @@ def test_memories_that_do_not_fit_the_rule_are_refused() -> None:
     for optimizer, rule, memory, words in (
         (plain, ms.GSpar(density=0.1), ms.ErrorFeedback(), "grow without bound"),
         (plain, ms.Uniform(density=0.1), ms.ErrorFeedback(), "grow without bound"),
+        (plain, ms.QSGD(), ms.ErrorFeedback(), "grow without bound"),
+        (plain, ms.TernGrad(clip=2.5), ms.ErrorFeedback(), "grow without bound"),
         (plain, ms.GSpar(density=0.1), correction, "grow without bound"),
         (sgd(model), ms.TopK(density=0.1), correction, "momentum=0.9 in parameter group 0"),
         (adam(model), ms.TopK(density=0.1), correction, "betas"),

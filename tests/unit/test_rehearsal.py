@@ -52,6 +52,9 @@ OPTIONS = [
     "sparsifier=ms.GSpar(variance=1.0)",
     "sparsifier=ms.GSpar(density=0.05, iterations=2)",
     "sparsifier=ms.Uniform(0.05)",
+    "sparsifier=ms.QSGD()",
+    "sparsifier=ms.QSGD(bits=2, bucket=None)",
+    "sparsifier=ms.TernGrad(clip=2.5)",
     "sparsifier=ms.Threshold(0.01)",
     "sparsifier=ms.TopK(ms.DenseWarmup(0.01, steps=2))",
 ]

@@ -77,6 +77,18 @@ def test_slowest_and_own_seconds(tmp_path: Path) -> None:
     assert [line["count"] for line in lines(tmp_path / "ranks" / "rank-00002.jsonl")] == [5, 5]
 
 
+def test_a_run_that_begins_anew_begins_its_log(tmp_path: Path) -> None:
+    """What was evaluated before the first step is not there twice after a stop before the first checkpoint."""
+    for _ in range(2):
+        log = RunLog(tmp_path, solo())
+        log.event("start", 0)
+        log.event("evaluation", 0, loss=1.0)
+        log.step(record(1))
+        log.flush()
+        log.close()
+    assert [line["kind"] for line in lines(tmp_path / "metrics.jsonl")] == ["start", "evaluation", "step"]
+
+
 def test_a_resumed_run_cuts_off_what_comes_again_and_what_is_torn(tmp_path: Path) -> None:
     log = RunLog(tmp_path, solo())
     for step in (1, 2, 3):

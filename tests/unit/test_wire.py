@@ -14,16 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpisparse.errors import ConfigError, WireError
-from mpisparse.sparse import SparseVector
-from mpisparse.sparsifiers import GSpar
+from mpisparse.sparse import Grid, SparseVector
+from mpisparse.sparsifiers import QSGD, GSpar, TernGrad
 from mpisparse.wire import HEADER_SIZE, Expectation, IndexCoding, ValueCoding, Wire, decode, encode, rounded
 from tests.unit.messages import (
     INDEX_CODINGS,
     VALUE_CODINGS,
     examples,
+    gridded,
+    gridded_vectors,
     originals,
     plain,
     same,
+    same_grid,
     seal,
     shared,
     shared_vectors,
@@ -35,7 +38,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "wire-v2"
 
 @pytest.mark.parametrize("values", VALUE_CODINGS)
 @pytest.mark.parametrize("indices", INDEX_CODINGS)
-@given(sparse=st.one_of(vectors(), shared_vectors()), gigabits=st.sampled_from([0.01, 1.0, 100.0]))
+@given(sparse=st.one_of(vectors(), shared_vectors(), gridded_vectors()), gigabits=st.sampled_from([0.01, 1.0, 100.0]))
 def test_receivers_get_what_was_selected_or_its_rounding(
     indices: IndexCoding, values: ValueCoding, sparse: SparseVector, gigabits: float
 ) -> None:
@@ -116,7 +119,7 @@ def test_golden_messages_show_every_coding() -> None:
     stored = [bytes.fromhex(path.read_text().replace("\n", "")) for path in GOLDEN.glob("*.hex")]
     assert {message[4] for message in stored} == {2}
     assert {message[5] for message in stored} == {0, 1, 2, 3}
-    assert {message[6] for message in stored} == {0, 1, 2, 3, 4}
+    assert {message[6] for message in stored} == {0, 1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("name", originals())
@@ -217,6 +220,144 @@ def test_an_exact_value_of_the_shared_magnitude_is_refused() -> None:
     message[-4:] = np.frombuffer(np.float32(-0.5).tobytes(), np.uint8)
     seal(message)
     with pytest.raises(WireError, match="must be written as a sign"):
+        decode(message)
+
+
+# Values on a grid ---------------------------------------------------------------------------------------------------
+
+
+@given(gridded_vectors())
+def test_a_grid_is_written_where_that_is_shorter_and_arrives(sparse: SparseVector) -> None:
+    assert sparse.grid is not None
+    message, as_float32 = encode(sparse), encode(sparse, Wire("float32"))
+    assert message.size <= as_float32.size
+    found = decode(message)
+    assert same(found, sparse)
+    if message.size < as_float32.size:
+        assert message[6] == 5
+        assert found.grid is not None
+        assert same_grid(found.grid, sparse.grid)
+    else:
+        assert found.grid is None
+        assert sparse.grid.units.size > sparse.count // 2 or sparse.count < 9 or sparse.grid.levels.max() > 127
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 12, 16])
+@pytest.mark.parametrize("bucket", [None, 1, 512, 1000])
+@pytest.mark.parametrize("numel", [0, 1, 511, 512, 4001])
+def test_qsgd_arrives_bit_for_bit(bits: int, bucket: int | None, numel: int) -> None:
+    """Empty vectors, one entry, all entries, several buckets and a short last one."""
+    vector = np.random.default_rng(numel).standard_normal(numel).astype(np.float32)
+    sparse = QSGD(bits, bucket).select(vector)
+    for values in ("auto", "levels", "float32"):
+        assert same(decode(encode(sparse, Wire(values))), sparse)
+
+
+#: Kinds of vectors, in the units of their own.
+_LAWS = {
+    "gaussian": lambda rng, numel: rng.standard_normal(numel),
+    "uniform": lambda rng, numel: rng.uniform(-1, 1, numel),
+    "laplace": lambda rng, numel: rng.laplace(size=numel),
+    "uneven": lambda rng, numel: rng.standard_normal(numel) ** 5,
+}
+
+
+@pytest.mark.parametrize("kind", _LAWS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bucket", [None, 512])
+def test_levels_take_fewer_bits_than_a_fixed_width(kind: str, bits: int, bucket: int | None) -> None:
+    """Header and prefix (18 bytes) apart: `bits` an entry of the whole vector, and 32 a norm."""
+    numel = 20_000
+    vector = _LAWS[kind](np.random.default_rng(0), numel).astype(np.float32)
+    sparse = QSGD(bits, bucket).select(vector)
+    assert sparse.grid is not None
+    taken = 8 * (encode(sparse).size - HEADER_SIZE - 18)
+    assert taken <= numel * bits + 32 * sparse.grid.units.size
+
+
+@pytest.mark.parametrize("kind", _LAWS)
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+def test_levels_take_fewer_bits_than_the_bound_of_elias_codes(kind: str, bits: int) -> None:
+    """The paper's bound: at s = sqrt(numel) levels, 2.8 numel + 32 bits on average; header and prefix apart."""
+    numel = (2 ** (bits - 1) - 1) ** 2
+    vector = _LAWS[kind](np.random.default_rng(bits), numel).astype(np.float32)
+    rule, draws = QSGD(bits, None), 20
+    sizes = [encode(rule.select(vector, np.random.default_rng(i))).size for i in range(draws)]
+    assert 8 * (np.mean(sizes) - HEADER_SIZE - 18) <= 2.8 * numel + 32
+
+
+def test_terngrad_is_written_as_signs() -> None:
+    vector = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    sparse = TernGrad().select(vector)
+    message = encode(sparse)
+    assert message[6] == 4
+    assert same(decode(message), sparse)
+    places = message.size - HEADER_SIZE - 14 - -(-sparse.count // 8)
+    assert 0 < places <= 500
+
+
+def test_forms_are_those_asked_for() -> None:
+    drawn, tossed = gridded(100, 100, dict.fromkeys(range(50), 3)), shared(100, *range(50))
+    for values, codings in (("auto", (5, 4)), ("levels", (5, 0)), ("hybrid", (0, 4)), ("float32", (0, 0))):
+        found = tuple(encode(sparse, Wire(values))[6] for sparse in (drawn, tossed))  # type: ignore[arg-type]
+        assert found == codings
+
+
+def test_rounded_values_are_on_no_grid() -> None:
+    drawn = gridded(100, 100, dict.fromkeys(range(50), 3))
+    assert rounded(drawn, Wire()).grid is drawn.grid
+    for values in ("bfloat16", "float16", "sign"):
+        assert rounded(drawn, Wire(values)).grid is None
+        assert decode(encode(drawn, Wire(values))).grid is None
+
+
+def test_a_sender_refuses_a_level_of_zero() -> None:
+    sparse = gridded(100, 100, dict.fromkeys(range(50), 3))
+    assert sparse.grid is not None
+    for levels in (np.zeros(50, np.uint16), np.array([2, 0] * 25, np.uint16), np.array([0, 3] * 25, np.uint16)):
+        wrong = replace(sparse, grid=Grid(sparse.grid.units, 100, levels))
+        with pytest.raises(WireError):
+            encode(wrong)
+
+
+def _eight(number: int) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("offset", "data", "words"),
+    [
+        (0, _eight(0), "buckets of 0 entries"),
+        (0, _eight(41), "buckets of 41 entries are announced in a vector of 40"),
+        (0, _eight(1), "40 units take 160 bytes"),
+        (8, _eight(13), "14 levels of 1 or more are announced to add up to 13"),
+        (8, _eight(14), "14 levels of 1 need no coding"),
+        (8, _eight(80), "14 that add up to 80"),
+        (8, _eight(78), "unused bits after the last index"),
+        (8, _eight(2**63), "announced to add up to"),
+        (16, b"\0", "levels in index coding 0"),
+        (16, b"\2", "levels in index coding 2"),
+        (18, np.float32(-1).tobytes(), "a unit is negative"),
+        (18, np.float32(np.nan).tobytes(), "a unit is negative, NaN or infinite"),
+        (18, np.float32(0).tobytes(), "a level times its unit is zero"),
+        (22, np.float32(3e38).tobytes(), "leaves the range of float32"),
+    ],
+)
+def test_what_no_sender_of_levels_writes_is_refused(offset: int, data: bytes, words: str) -> None:
+    message = examples()["levels"].copy()
+    start = HEADER_SIZE + 5 + offset  # the places are a bitmap of 40 bits
+    message[start : start + len(data)] = np.frombuffer(data, np.uint8)
+    seal(message)
+    with pytest.raises(WireError, match=words):
+        decode(message)
+
+
+def test_levels_above_the_largest_are_refused() -> None:
+    sparse = gridded(100, 100, dict.fromkeys(range(50), 3))
+    assert sparse.grid is not None
+    levels = np.append(np.ones(49, np.uint32), np.uint32(65536))
+    message = encode(replace(sparse, grid=Grid(sparse.grid.units, 100, levels)))  # type: ignore[arg-type]
+    with pytest.raises(WireError, match="announced as 1, or 65536"):
         decode(message)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from mpisparse.errors import WireError
 from mpisparse.sparse import SparseVector, index_dtype
 from mpisparse.wire import HEADER_SIZE, Wire, decode, encode
+from mpisparse.wire.levels import magnitudes
 from tests.unit.messages import INDEX_CODINGS, VALUE_CODINGS, Bytes, originals, plain, same, seal, shared
 
 CASES = int(os.environ.get("MPISPARSE_FUZZ", "1000000"))
@@ -103,6 +104,10 @@ def check_promises(found: SparseVector, message: Bytes) -> None:
         assert int(indices[-1]) < numel
         assert (indices[1:] > indices[:-1]).all()
         assert np.isfinite(values).all()
+    if found.grid is not None:
+        assert np.array_equal(np.abs(values), magnitudes(found.grid, indices))
+        assert found.grid.levels.size == count
+        assert count == 0 or int(found.grid.levels.min()) > 0
 
 
 def test_any_buffer_is_refused_or_keeps_its_promises() -> None:

@@ -17,7 +17,7 @@ from mpisparse.sparse import SparseVector
 from mpisparse.wire import IndexCoding, ValueCoding, Wire, decode, encode
 from mpisparse.wire import indices as codings
 from tests.paths import CHECKOUT
-from tests.unit.messages import INDEX_CODINGS, VALUE_CODINGS, examples, shared_vectors, vectors
+from tests.unit.messages import INDEX_CODINGS, VALUE_CODINGS, examples, gridded_vectors, shared_vectors, vectors
 
 PAGE = (CHECKOUT / "docs" / "wire-format.md").read_text()
 GOLDEN = sorted((CHECKOUT / "tests" / "golden").glob("wire-v*/*.hex"))
@@ -51,7 +51,7 @@ def test_the_reader_on_the_page_reads_golden_messages(path: Path) -> None:
 
 @pytest.mark.parametrize("values", VALUE_CODINGS)
 @pytest.mark.parametrize("indices", INDEX_CODINGS)
-@given(sparse=st.one_of(vectors(), shared_vectors()))
+@given(sparse=st.one_of(vectors(), shared_vectors(), gridded_vectors()))
 def test_the_reader_on_the_page_reads_what_is_written(
     indices: IndexCoding, values: ValueCoding, sparse: SparseVector
 ) -> None:

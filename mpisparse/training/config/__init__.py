@@ -3,9 +3,10 @@
 A run is one file of about twenty lines. Sections with a `name` have the keys of what they name.
 """
 
+from mpisparse.training.config.asynchronous import Asynchronous
 from mpisparse.training.config.data import Data, DigitsData, SyntheticData
 from mpisparse.training.config.exchange import Exchange, Memory
-from mpisparse.training.config.model import LogisticModel, Model
+from mpisparse.training.config.model import LogisticModel, Model, SvmModel
 from mpisparse.training.config.optimizer import Optimizer, Schedule, optimizer_options
 from mpisparse.training.config.run import CHOICES, Checkpoint, RunConfig, Training
 from mpisparse.training.config.sparsifier import (
@@ -14,7 +15,9 @@ from mpisparse.training.config.sparsifier import (
     DensitySchedule,
     ExponentialSchedule,
     GsparSparsifier,
+    QsgdSparsifier,
     Sparsifier,
+    TerngradSparsifier,
     ThresholdSparsifier,
     TrackedTopkSparsifier,
     UniformSparsifier,
@@ -22,6 +25,7 @@ from mpisparse.training.config.sparsifier import (
 
 __all__ = [
     "CHOICES",
+    "Asynchronous",
     "Checkpoint",
     "Data",
     "DenseSparsifier",
@@ -35,10 +39,13 @@ __all__ = [
     "Memory",
     "Model",
     "Optimizer",
+    "QsgdSparsifier",
     "RunConfig",
     "Schedule",
     "Sparsifier",
+    "SvmModel",
     "SyntheticData",
+    "TerngradSparsifier",
     "ThresholdSparsifier",
     "TrackedTopkSparsifier",
     "Training",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
+from mpisparse.training.config.asynchronous import Asynchronous, refuse_useless
 from mpisparse.training.config.data import Data
 from mpisparse.training.config.exchange import Exchange, Memory
 from mpisparse.training.config.model import Model
@@ -84,7 +85,14 @@ class RunConfig(Section):
     exchange: Exchange = Field(default_factory=Exchange)
     resparsify: Sparsifier | None = None
     svrg: Svrg | None = None
+    asynchronous: Asynchronous | None = None
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+
+    @model_validator(mode="after")
+    def _asynchronous_is_possible(self) -> RunConfig:
+        if self.asynchronous is not None:
+            refuse_useless(self)
+        return self
 
 
 def _by_name(choice: Any) -> dict[str, type[Section]]:

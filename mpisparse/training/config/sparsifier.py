@@ -88,12 +88,35 @@ class GsparSparsifier(Section):
         return self
 
 
+class QsgdSparsifier(Section):
+    """QSGD: send each entry as one of the two nearest levels, by chance.
+
+    bits: of sign and level; bucket: entries that share a norm, 0 for one norm of all.
+    """
+
+    name: Literal["qsgd"]
+    bits: Annotated[int, Field(ge=2, le=16)] = 4
+    bucket: Annotated[int, Field(ge=0)] = 512
+
+
+class TerngradSparsifier(Section):
+    """TernGrad: send minus, nothing or plus the largest magnitude, by chance.
+
+    clip: cut entries down to so many standard deviations first, the paper's 2.5; biased, and left out unbiased.
+    """
+
+    name: Literal["terngrad"]
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 Sparsifier = Annotated[
     DenseSparsifier
     | TopkSparsifier
     | TrackedTopkSparsifier
     | UniformSparsifier
     | ThresholdSparsifier
-    | GsparSparsifier,
+    | GsparSparsifier
+    | QsgdSparsifier
+    | TerngradSparsifier,
     Field(discriminator="name"),
 ]
