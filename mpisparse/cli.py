@@ -1,9 +1,10 @@
-"""The command line: `mpisparse train`, `sweep`, `config`, `check` and `bench`.
+"""The command line: `mpisparse train`, `sweep`, `config`, `check`, `bench` and `checkpoint`.
 
     mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
     mpisparse config jobs/digits.toml
     mpirun -n 4 mpisparse check
     mpirun -n 4 mpisparse bench exchange
+    mpisparse checkpoint list runs/digits-001
 
 Exit codes: 0 done, 2 usage, 70 an invariant broke, 78 configuration, data or launch.
 """
@@ -24,6 +25,7 @@ from rich.table import Table
 from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
+from mpisparse.tools.command import checkpoint
 
 if TYPE_CHECKING:
     from mpisparse.training.study import Study
@@ -41,6 +43,7 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(checkpoint)
 
 
 @cli.command()

@@ -59,10 +59,15 @@ class Training(Section):
 
 
 class Checkpoint(Section):
-    """When state is saved, and how many checkpoints are kept. Length 0 saves only at the end."""
+    """When state is saved, and how many checkpoints are kept. Length 0 saves only at the end.
+
+    reshape: what to do with a checkpoint of another number of ranks: "redistribute" what they held back, so that its
+        mean over ranks is conserved, "drop" it, or "refuse" to go on.
+    """
 
     every: DurationField = Field(default="5 epochs")  # type: ignore[assignment]
     keep: PositiveInt = 3
+    reshape: Literal["redistribute", "drop", "refuse"] = "redistribute"
 
 
 class RunConfig(Section):
