@@ -13,6 +13,7 @@ from torch import Tensor
 from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
+from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
 from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
@@ -72,6 +73,7 @@ class GradientExchange:
         seed: int = 0,
         resparsifier: Sparsifier | None = None,
         gauge: bool = False,
+        faults: Faults | None = None,
     ) -> None:
         self.flat = flat
         self.sparsifier = sparsifier
@@ -85,8 +87,19 @@ class GradientExchange:
         self.seed = seed
         self.resparsifier = resparsifier
         self.gauge = gauge
-        self.step = 0
+        self.faults = faults
+        self._step = 0
         self._squares = (0.0, 0.0)
+
+    @property
+    def step(self) -> int:
+        """Return how many exchanges there were."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        self.collective.comm.lane.recorder.step = step
 
     @property
     def changes_nothing(self) -> bool:
@@ -160,7 +173,7 @@ class GradientExchange:
             source.sent(decoded)
             if self.gauge:
                 self._note_squares(before, HostSource(decoded.values).square())
-        return message
+        return message if self.faults is None else self.faults.message(self.step, bucket.index, message)
 
     def _note_squares(self, before: float, after: float) -> None:
         self._squares = (self._squares[0] + before, self._squares[1] + after)

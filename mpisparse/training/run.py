@@ -13,7 +13,7 @@ from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_
 from mpisparse.comm import Communicator, agreed, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import NAMES, Phases
-from mpisparse.runtime import Surroundings
+from mpisparse.runtime import Surroundings, Watchdog
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.build import build_data, build_trainer
 from mpisparse.training.config import LogisticModel, RunConfig
@@ -57,11 +57,15 @@ def run_training(
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
+    # Until the run directory is known, a hang is written down where the program was started.
+    watchdog = Watchdog(comm, limit=config.training.watchdog, directory=(run_dir or Path()).absolute() / "crash")
+    watchdog.start()
     torch.manual_seed(config.seed)
     phases = Phases()
     trainer, test = _build(comm, config, phases)
     optimum = _optimum(comm, config, trainer.data)
     directory = open_directory(comm, config, run_dir)
+    watchdog.directory = directory.absolute() / "crash"
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
     torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
@@ -71,7 +75,10 @@ def run_training(
             describe_run(directory, config, surroundings)
             if optimum is not None:
                 describe_optimum(directory, optimum)
-    return _Run(comm, config, directory, trainer, test, checkpointer, optimum).finish(resumed, command)
+    result = _Run(comm, config, directory, trainer, test, checkpointer, optimum).finish(resumed, command)
+    # After an exception it goes on: the others may wait for this rank, whose program is about to end.
+    watchdog.stop()
+    return result
 
 
 def _build(comm: Communicator, config: RunConfig, phases: Phases) -> tuple[Trainer, Dataset]:
@@ -157,7 +164,7 @@ class _Run:
         self.save_every = config.checkpoint.every.steps(per_epoch)
         self.log = RunLog(directory, comm, trainer.steps_done)
         self.totals: dict[str, Any] = {
-            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries"), 0),
+            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries", "skipped", "mended"), 0),
             "seconds": dict.fromkeys(NAMES, 0.0),
             "hidden": 0.0,
             "wall": 0.0,
@@ -182,6 +189,7 @@ class _Run:
                 begin = perf_counter()
                 self.log.step(trainer.step())
                 self.totals["wall"] += perf_counter() - begin
+                self._note_mended()
                 done = trainer.steps_done
                 if self._due(self.config.training.log_every) or self._due(self.evaluate_every) or done == self.steps:
                     self._flush(console)
@@ -195,7 +203,7 @@ class _Run:
             metrics = metrics or self._evaluate(console)
         if saved < trainer.steps_done:
             self._save()
-        totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
+        totals = {name: self.totals[name] for name in ("steps", "count", "entries", "skipped")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
         if trainer.steps_done > self.done_before:
             self.log.event("end", trainer.steps_done, wall_seconds=self.totals["wall"], **totals, **moved)
@@ -214,11 +222,18 @@ class _Run:
                 self.totals[name] += line[f"{name}_bytes"]
             self.totals["count"] += line["count"]
             self.totals["entries"] += line["entries"]
+            self.totals["skipped"] += "skipped" in line
             for name in NAMES:
                 self.totals["seconds"][name] += line["seconds"][name]
             self.totals["hidden"] += line["hidden_seconds"]
             self.train_loss = line["loss"]
             console.advance(line["step"], line["epoch"], line["loss"])
+
+    def _note_mended(self) -> None:
+        """Put into the log what replicas were mended of in the last step."""
+        for found in self.trainer.optimizer.mended[self.totals["mended"] :]:
+            self.totals["mended"] += 1
+            self.log.event("mended", self.trainer.steps_done, tensors=list(found.tensors), ranks=list(found.ranks))
 
     def _evaluate(self, console: Console) -> dict[str, float]:
         trainer = self.trainer
