@@ -31,7 +31,7 @@ _SPIN = 300e-6
 _PAUSE = 50e-6
 
 #: Seconds that MPI gets to end the job.
-_ABORT_LIMIT = 3.0
+_ABORT_LIMIT = 5.0
 
 
 class MPIPending(Pending[Result]):

@@ -124,8 +124,9 @@ class Watchdog:
         trouble = self._write(dump)
         self._hear(range(self._comm.size), monotonic() + _GRACE)
         # Lower ranks that have told something end the job. Should they fail to, this one does after all.
-        if any(_has_told(self.directory, rank, self._job) for rank in range(self._comm.rank)):
-            sleep(_GRACE)
+        lower = any(_has_told(self.directory, rank, self._job) for rank in range(self._comm.rank))
+        if lower and self._stop.wait(_GRACE):
+            return
         dump["silent"] = self._look_at_silent()
         trouble = trouble or self._write(dump)
         with suppress(OSError):

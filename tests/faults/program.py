@@ -42,7 +42,7 @@ def main(directory: Path, place: str = "") -> None:
             time.sleep(comm.rank)
         step()
     if place in PLACES:
-        wait = build_step(comm, "on") if place == "wait" else partial(PLACES[place], comm)
+        wait = build_step(comm, "on") if place == "flight" else partial(PLACES[place], comm)
         if comm.rank == 1:
             time.sleep(100)
         wait()
@@ -94,7 +94,7 @@ PLACES: dict[str, Callable[[Communicator], object]] = {
     "alltoallv": alltoallv,
     "allreduce": lambda comm: comm.allreduce(np.zeros(9, np.float32)),
     "duplicate": lambda comm: comm.duplicate(),
-    "wait": lambda comm: None,
+    "flight": lambda comm: None,
 }
 
 

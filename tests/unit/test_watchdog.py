@@ -21,8 +21,9 @@ def test_a_rank_that_does_not_come_ends_the_group_and_is_named_once(tmp_path: Pa
     said: list[str] = []
 
     def one(comm: Communicator) -> str:
-        watchdog = Watchdog(comm, limit=LIMIT, directory=tmp_path, say=said.append).start()
-        comm.allgather([1])
+        watchdog = Watchdog(comm, limit=LIMIT, directory=tmp_path, say=said.append)
+        comm.barrier()
+        watchdog.start()
         begin = monotonic()
         try:
             if comm.rank == 1:
@@ -40,6 +41,7 @@ def test_a_rank_that_does_not_come_ends_the_group_and_is_named_once(tmp_path: Pa
     results = run_ranks(3, one)
     assert "another rank left" in results[0]
     assert "another rank left" in results[2]
+    assert len(said) == 1
     assert said[0].startswith("mpisparse: HangError: ranks 0, 2 of 3 waited for ")
     assert 'of communicator "world"' in said[0]
     assert "rank 1 did not come: it was in its own code" in said[0]
@@ -51,8 +53,9 @@ def test_long_work_that_nobody_waits_for_is_left_alone(tmp_path: Path) -> None:
     said: list[str] = []
 
     def one(comm: Communicator) -> None:
-        watchdog = Watchdog(comm, limit=0.2, directory=tmp_path / "crash", say=said.append).start()
+        watchdog = Watchdog(comm, limit=0.2, directory=tmp_path / "crash", say=said.append)
         comm.barrier()
+        watchdog.start()
         sleep(1)
         watchdog.stop()
         comm.barrier()
