@@ -22,7 +22,11 @@ def make() -> nn.Sequential:
     return model
 
 
-def flip(tensor: torch.Tensor, bit: int = 0) -> None:
+def flip(model: nn.Module, name: str, bit: int = 0) -> None:
+    flip_tensor(model.get_parameter(name), bit)
+
+
+def flip_tensor(tensor: torch.Tensor, bit: int = 0) -> None:
     with torch.no_grad():
         tensor.view(-1).view(torch.int32)[-1] ^= 1 << bit
 
@@ -49,25 +53,25 @@ def test_equal_replicas_are_left_alone() -> None:
 
 
 def test_buffers_may_differ() -> None:
-    assert compare(2, lambda rank, model: model[1].running_mean.fill_(rank)) == [None, None]
+    assert compare(2, lambda rank, model: model.get_buffer("1.running_mean").fill_(rank)) == [None, None]
 
 
 def test_the_lowest_bit_of_one_entry_is_found_and_named() -> None:
     with pytest.raises(ms.RankMismatchError, match=r"rank 2 of 4 held other bits than most in 2\.weight \(checksums"):
-        compare(4, lambda rank, model: flip(model[2].weight) if rank == 2 else None)
+        compare(4, lambda rank, model: flip(model, "2.weight") if rank == 2 else None)
 
 
 def test_most_ranks_are_right_and_of_two_the_lower() -> None:
     def spoil(rank: int, model: nn.Sequential) -> None:
         if rank == 0:
-            flip(model[0].weight)
+            flip(model, "0.weight")
         if rank in (1, 3):
-            flip(model[0].bias, bit=rank)
+            flip(model, "0.bias", bit=rank)
 
     found = compare(4, spoil, diverged="broadcast")[0]
     assert found == Divergence(("0.weight", "0.bias"), (0, 1, 3))
     assert found.describe(4) == "ranks 0, 1, 3 of 4 held other bits than most in 0.weight, 0.bias"
-    two = compare(2, lambda rank, model: flip(model[0].weight) if rank == 0 else None, diverged="broadcast")[0]
+    two = compare(2, lambda rank, model: flip(model, "0.weight") if rank == 0 else None, diverged="broadcast")[0]
     assert two == Divergence(("0.weight",), (1,))
 
 
@@ -77,9 +81,9 @@ def test_the_optimizers_state_counts_where_it_is_given() -> None:
         plain = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         model(torch.ones(2, 5)).square().sum().backward()
         plain.step()
-        momentum = plain.state[model[2].weight]["momentum_buffer"]
+        momentum = plain.state[model.get_parameter("2.weight")]["momentum_buffer"]
         if comm.rank == 1:
-            flip(momentum)
+            flip_tensor(momentum)
         assert ms.check_replicas(model, comm) is None
         with pytest.raises(ms.RankMismatchError) as raised:
             ms.check_replicas(model, comm, optimizer=plain)
@@ -113,10 +117,10 @@ def test_the_optimizer_looks_every_so_many_steps() -> None:
             diverged="broadcast",
             say=said.append,
         )
-        found = []
+        found: list[int] = []
         for step in range(1, 8):
             if comm.rank == 1 and step == 4:
-                flip(model[0].weight)
+                flip(model, "0.weight")
             optimizer.zero_grad()
             model(torch.ones(2, 5)).sum().backward()
             optimizer.step()

@@ -110,7 +110,15 @@ def dump(rank: int, calls: list[str], *, inside: bool, size: int = 3, name: str 
     if inside and calls:
         recorder.ring[-1].ended = 0
         recorder.waiting.add(recorder.ring[-1])
-    fixed = {"job": "j", "rank": rank, "size": size, "host": "h", "process": 10 + rank, "limit": 3.0, "reason": "waited"}
+    fixed = {
+        "job": "j",
+        "rank": rank,
+        "size": size,
+        "host": "h",
+        "process": 10 + rank,
+        "limit": 3.0,
+        "reason": "waited",
+    }
     return make_dump(recorder, **{**fixed, **about})
 
 
@@ -122,7 +130,7 @@ def test_ranks_that_have_not_begun_the_call_are_behind() -> None:
     hang = find_hang(dumps)
     assert (hang.waiting, hang.behind, hang.elsewhere) == ((0, 2), (1,), ())
     line = summary(dumps, "runs/x/crash")
-    assert line.startswith("ranks 0, 2 of 3 waited for 0.0 s in allgather 3 of communicator \"optimizer\", after 4 steps")
+    assert line.startswith('ranks 0, 2 of 3 waited for 0.0 s in allgather 3 of communicator "optimizer", after 4 steps')
     assert "rank 1 did not come: it was in its own code for" in line
     assert "since allgatherv 2 of communicator" in line
     assert line.endswith("mpisparse explain-hang runs/x/crash")
