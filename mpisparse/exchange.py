@@ -12,13 +12,14 @@ from torch import Tensor
 
 from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
-from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
+from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, WireError, alike
 from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
 from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
 from mpisparse.phases import Phases
+from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
 
@@ -199,10 +200,7 @@ class GradientExchange:
         """Put the mean of all ranks' messages into the bucket, and return how many entries this rank's own has."""
         with self.phases("decode"):
             comm = self.collective.comm
-            sparse = [
-                wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
-                for rank, message in enumerate(messages)
-            ]
+            sparse = [self._decode(message, bucket, rank) for rank, message in enumerate(messages)]
             # The memory left zeros here.
             bad = mean_into(self.flat.vector[bucket.place], sparse, comm.size)
             if bad is not None:
@@ -210,6 +208,18 @@ class GradientExchange:
             if self.resparsifier is not None:
                 self._resparsify(bucket, self.resparsifier.at(self.step))
             return sparse[comm.rank].count
+
+    def _decode(self, message: Bytes, bucket: Bucket, rank: int) -> SparseVector:
+        """Return what a rank's message holds, or raise WireError with all that is known of where it came from."""
+        try:
+            return wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
+        except WireError as error:
+            comm = self.collective.comm
+            raise WireError(
+                f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} after "
+                f"{self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on from a "
+                "checkpoint, and if it comes again look at that node's memory and network"
+            ) from error
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
         """Replace the mean by a sparser one, the same on all ranks: their one random stream is no rank's own."""

@@ -42,21 +42,26 @@ class Case:
     settings: tuple[str, ...] = ()
 
 
+def from_rank(rank: int) -> str:
+    """Return what a message says of a damaged one that a rank sent in these cases."""
+    return f"of 3 cannot use what came from rank {rank} for bucket 0 after 5 steps: "
+
+
 CASES = {
     "exception": Case(
         "exception:rank=1,step=5", 1, ("[rank 1 of 3] RuntimeError: the exception that", "of rank 1 after 5 steps")
     ),
     "kill": Case("kill:rank=2,step=5", None),
-    "corrupt": Case("corrupt:rank=1,step=5", 70, ("WireError", "rank 1", "checksum")),
+    "corrupt": Case("corrupt:rank=1,step=5", 70, ("WireError", from_rank(1), "it was damaged", "checkpoint")),
     "corrupt while backward runs": Case(
         "corrupt:rank=1,step=5",
         70,
-        ("WireError", "rank 1", "checksum"),
+        ("WireError", from_rank(1), "it was damaged"),
         ('exchange.overlap="on"', 'exchange.granularity="tensor"', "exchange.bucket_mib=0.0001"),
     ),
-    "short": Case("short:rank=0,step=5", 70, ("WireError", "rank 0", "bytes")),
-    "long": Case("long:rank=2,step=5", 70, ("WireError", "rank 2", "bytes")),
-    "stale": Case("stale:rank=1,step=5", 70, ("WireError", "rank 1", "step")),
+    "short": Case("short:rank=0,step=5", 70, ("WireError", from_rank(0), "it was cut short")),
+    "long": Case("long:rank=2,step=5", 70, ("WireError", from_rank(2), "something was added to it")),
+    "stale": Case("stale:rank=1,step=5", 70, ("WireError", from_rank(1), "of step 4 came where step 5 was due")),
     "nan": Case("nan:rank=1,step=5", 70, ("NonFiniteError: after 5 steps", "rank 1 in", "skip")),
     "flip": Case(
         "flip:rank=1,step=5,entry=3,bit=2",
@@ -80,8 +85,10 @@ def test_a_fault_ends_the_job(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     outcome = train(tmp_path, case.faults, *case.settings)
     assert (outcome.code == case.code) if case.code is not None else (outcome.code != 0), outcome.text
+    # What MPI itself says when a job is ended names ranks as well: that does not count.
+    ours = [line for line in outcome.stderr.splitlines() if line.startswith(("mpisparse: ", "[rank "))]
     for word in case.words:
-        assert word in outcome.stderr, outcome.text
+        assert any(word in line for line in ours), outcome.text
     assert "test accuracy" not in outcome.stdout
     started = tmp_path / "out" / "environment.json"  # written before the first step
     if case.code != 78:
