@@ -217,8 +217,8 @@ class GradientExchange:
             comm = self.collective.comm
             raise WireError(
                 f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} "
-                f"after {self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on from a "
-                "checkpoint, and if it comes again look at that node's memory and network"
+                f"after {self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on "
+                "from a checkpoint, and if it comes again look at that node's memory and network"
             ) from error
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:

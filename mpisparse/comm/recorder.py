@@ -14,7 +14,7 @@ ENDED = "end of the program"
 
 
 class Call:
-    """One call that all ranks make together; a context that ends it. Costs a microsecond.
+    """One call that all ranks make together; a context that ends it. Costs a few microseconds.
 
     lane: the communicator it was made on. sequence: its number there, from 1, the same on all ranks.
     operation: such as "allgather". step: optimizer steps done before it. group: of buckets, where they leave in groups.
