@@ -13,7 +13,7 @@ from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, NonFiniteError
 from mpisparse.phases import NAMES, Phases
-from mpisparse.runtime import Surroundings
+from mpisparse.runtime import Surroundings, Watchdog
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_trainer
@@ -67,6 +67,33 @@ def run_training(
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
+    # Until the run directory is known, a hang is written down where the program was started.
+    watchdog = Watchdog(comm, limit=config.training.watchdog, directory=(run_dir or Path()).absolute() / "crash")
+    watchdog.start()
+    try:
+        result = _run(comm, surroundings, config, watchdog, run_dir, resume, allow_changes, command, kept, quiet)
+    except MpiSparseError as error:
+        if error.on_all_ranks:
+            watchdog.stop()
+        # Else it goes on: the others may wait for this rank, whose program is about to end.
+        raise
+    watchdog.stop()
+    return result
+
+
+def _run(
+    comm: Communicator,
+    surroundings: Surroundings,
+    config: RunConfig,
+    watchdog: Watchdog,
+    run_dir: Path | None,
+    resume: str,
+    allow_changes: bool,
+    command: str,
+    kept: Kept | None,
+    quiet: bool,
+) -> Result:
+    """Return what `run_training` returns."""
     kept = kept or Kept()
     data, optimum = kept.data(comm, config.data), kept.optimum(comm, config)
     torch.manual_seed(config.seed)
@@ -78,6 +105,7 @@ def run_training(
         return Result(*outcome)
     trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
     directory = open_directory(comm, config, run_dir)
+    watchdog.directory = directory.absolute() / "crash"
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
     torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
@@ -165,7 +193,7 @@ class _Run:
         self.steps = trainer.steps_done + config.training.length.steps(per_epoch) - trainer.progress
         self.log = RunLog(directory, comm, trainer.steps_done)
         self.totals: dict[str, Any] = {
-            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries"), 0),
+            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries", "skipped", "mended"), 0),
             "seconds": dict.fromkeys(NAMES, 0.0),
             "hidden": 0.0,
             "wall": 0.0,
@@ -194,6 +222,7 @@ class _Run:
                     self._leave_log(error)
                     raise
                 self.totals["wall"] += perf_counter() - begin
+                self._note_mended()
                 done = trainer.steps_done
                 evaluates = trainer.is_due(self.config.training.evaluate)
                 if done % self.config.training.log_every == 0 or evaluates or done == self.steps:
@@ -208,7 +237,7 @@ class _Run:
             metrics = metrics or self._evaluate(console)
         if saved < trainer.steps_done:
             self._save()
-        totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
+        totals = {name: self.totals[name] for name in ("steps", "count", "entries", "skipped")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
         # A run may have been stopped between its last checkpoint and this line.
         if trainer.steps_done > self.done_before or not self.log.ended:
@@ -231,11 +260,18 @@ class _Run:
                 self.totals[name] += line[f"{name}_bytes"]
             self.totals["count"] += line["count"]
             self.totals["entries"] += line["entries"]
+            self.totals["skipped"] += "skipped" in line
             for name in NAMES:
                 self.totals["seconds"][name] += line["seconds"][name]
             self.totals["hidden"] += line["hidden_seconds"]
             self.train_loss = line["loss"]
             console.advance(line["step"], line["epoch"], line["loss"])
+
+    def _note_mended(self) -> None:
+        """Put into the log what replicas were mended of in the last step."""
+        for found in self.trainer.optimizer.mended[self.totals["mended"] :]:
+            self.totals["mended"] += 1
+            self.log.event("mended", self.trainer.steps_done, tensors=list(found.tensors), ranks=list(found.ranks))
 
     def _evaluate(self, console: Console) -> dict[str, float]:
         trainer = self.trainer

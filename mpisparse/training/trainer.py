@@ -65,6 +65,7 @@ class Trainer:
         self.optimizer.expect(samples=samples)
         loss_sum = self._accumulate(share)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        skipped_before = self.optimizer.skipped
         self.optimizer.synchronize(samples=samples)
         self._add_unsent()
         if self.options.clip_norm:
@@ -85,6 +86,7 @@ class Trainer:
             traffic=_with(refreshed, self.optimizer.traffic),
             seconds=self.phases.take(),
             hidden=self.optimizer.hidden_seconds,
+            skipped=self.optimizer.skipped_because if self.optimizer.skipped > skipped_before else "",
         )
 
     @property
