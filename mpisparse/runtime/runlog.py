@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any, TextIO
 
 import numpy as np
@@ -102,7 +103,8 @@ class RunLog:
     def event(self, kind: str, step: int, **fields: object) -> None:
         """Write an object of another kind, such as an evaluation, to `metrics.jsonl`. Does nothing but on rank 0."""
         if self._metrics is not None:
-            _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **fields})
+            clock = {"unix_seconds": round(time(), 3)}
+            _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **clock, **fields})
             self._metrics.flush()
 
     def sync(self) -> None:

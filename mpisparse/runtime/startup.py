@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from mpisparse.comm import Communicator, world
 from mpisparse.runtime.threads import share_cores
@@ -22,6 +24,8 @@ class Surroundings:
     thread_level: str
     threads: int
     threads_reason: str
+    hosts: tuple[str, ...] = ()
+    processors: tuple[str, ...] = ()
 
     def banner(self) -> str:
         """Return one line for people."""
@@ -68,10 +72,27 @@ def start(comm: Communicator | None = None, banner: bool = True) -> tuple[Commun
         thread_level=place.thread_level,
         threads=threads,
         threads_reason=reason,
+        hosts=_each_once(comm, place.node),
+        processors=_each_once(comm, processor()),
     )
     if banner and comm.rank == 0:
         print(surroundings.banner(), file=sys.stderr, flush=True)
     return comm, surroundings
+
+
+def processor() -> str:
+    """Return the model of this machine's processor, "unknown" where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or "unknown"
+
+
+def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:
+    """Return what the ranks say, each text once, in the order of the first rank that says it. Collective."""
+    return tuple(dict.fromkeys(said.decode() for said in comm.allgather_bytes(own.encode())))
 
 
 def _count(number: int, noun: str) -> str:

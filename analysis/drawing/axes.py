@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, Locator, LogFormatterMathtext, LogLocator, MaxNLocator, NullLocator
 
-from analysis.paper.curves import Curve
-from analysis.paper.drawing import Drawing, Line, Panel
+from analysis.drawing.curve import Curve
+from analysis.drawing.drawing import Drawing, Line, Panel
 
 #: Markers on a line, at most.
 _MARKERS = 6

@@ -6,8 +6,8 @@ import csv
 import io
 from dataclasses import dataclass, field
 
-from analysis.paper.curves import Curve
-from analysis.paper.method import Method
+from analysis.drawing.curve import Curve
+from analysis.method import Method
 
 COLUMNS = ("figure", "panel", "method", "var", "spa", "x", "y", "lr", "run directory", "low", "high")
 

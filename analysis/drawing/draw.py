@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.paper.axes import draw_panel
-from analysis.paper.drawing import Drawing, Panel, to_csv
+from analysis.drawing.axes import draw_panel
+from analysis.drawing.drawing import Drawing, Panel, to_csv
 
 DPI = 150
 
