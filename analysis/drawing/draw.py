@@ -77,7 +77,7 @@ class _Layout:
 def _layout(drawing: Drawing) -> _Layout:
     rows = 1 + max((panel.row for panel in drawing.panels), default=0)
     columns = 1 + max((panel.column for panel in drawing.panels), default=0)
-    labels = [list(dict.fromkeys(line.label for line in panel.lines if line.label)) for panel in drawing.panels]
+    labels = [_labels(panel) for panel in drawing.panels]
     letters = max((len(label) for each in labels for label in each), default=0)
     entry = _LETTER * letters + _HANDLE
     narrow = _LEFT + _AXES[0] + _RIGHT
@@ -112,9 +112,16 @@ def _figure(drawing: Drawing) -> Figure:
     return figure
 
 
+def _labels(panel: Panel) -> list[str]:
+    """Return what the panel's legend says, each text once."""
+    if panel.stack is not None:
+        return [*panel.stack.parts, *([panel.stack.mark] if panel.stack.mark else [])]
+    return list(dict.fromkeys(line.label for line in panel.lines if line.label))
+
+
 def _share_a_legend(drawing: Drawing) -> bool:
     """Return True if one legend will do: it is wanted, or all of several panels have the same."""
-    labels = {tuple(line.label for line in panel.lines) for panel in drawing.panels}
+    labels = {tuple(_labels(panel)) for panel in drawing.panels}
     return drawing.one_legend or (len(drawing.panels) > 1 and len(labels) == 1)
 
 
