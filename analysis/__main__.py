@@ -80,5 +80,38 @@ def report(runs: tuple[Path, ...], output: Path, extra_p: Path | None, mllog: Pa
     click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
 
 
+@cli.command()
+@click.argument("one", metavar="A", type=click.Path(path_type=Path))
+@click.argument("other", metavar="B", type=click.Path(path_type=Path))
+def compare(one: Path, other: Path) -> None:
+    """Compare the run or the repeats below A with those below B, and say what follows."""
+    from analysis.compare import compare as compared
+    from analysis.compare import to_text
+
+    try:
+        click.echo(to_text(compared(one, other)))
+    except ValueError as error:
+        click.echo(f"analysis: {error}", err=True)
+        sys.exit(78)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Print once, and end.")
+@click.option("--every", default=1.0, show_default=True, help="Seconds between looks.")
+def tail(run: Path, once: bool, every: float) -> None:
+    """Follow RUN while it goes on. Ends when the run has ended (exit code 0), failed or stalled (1)."""
+    from analysis.tail import follow
+
+    try:
+        state = follow(run, once=once, every=every)
+    except ValueError as error:
+        click.echo(f"analysis: {error}", err=True)
+        sys.exit(78)
+    except KeyboardInterrupt:
+        return
+    sys.exit(1 if state.startswith(("failed", "stalled")) else 0)
+
+
 if __name__ == "__main__":
     cli()

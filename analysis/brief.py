@@ -131,7 +131,7 @@ def _steady(step: Array, columns: Columns) -> tuple[NDArray[np.bool_], int]:
     steady = np.ones(len(step), bool)
     first = 0
     for begin, end in zip(starts, ends, strict=True):
-        made = np.count_nonzero((step > begin) & (step <= end))
+        made = int(np.count_nonzero((step > begin) & (step <= end)))
         left_out = max(WARM_UP[0], min(WARM_UP[1], made // 10))
         steady &= ~((step > begin) & (step <= begin + left_out))
         first = first or left_out

@@ -117,7 +117,7 @@ def _last_course(step: Array) -> NDArray[np.bool_]:
 
 
 def _without_negative(seconds: NDArray[np.float32], path: Path, problems: list[str]) -> NDArray[np.float32]:
-    negative = (seconds < 0).any(axis=1)
+    negative = np.asarray((seconds < 0).any(axis=1))
     if not negative.any():
         return seconds
     problems.append(f"{path.name}: {np.count_nonzero(negative):,} steps of negative time have no time in this report")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.brief import Brief
-from analysis.method import short
 
 #: Sections that make a method: what is compared.
 METHOD = ("sparsifier", "memory", "exchange", "resparsify")
@@ -173,4 +172,4 @@ def _each_once(values: Iterable[Any]) -> list[Any]:
 def _value(value: Any) -> str:
     if value is None:
         return "not set"
-    return short(value) if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ _MARKERS = 6
 
 
 def draw_panel(axes: Axes, drawing: Drawing, panel: Panel) -> None:
-    """Draw a panel. Scales are "linear", "from zero", "log", "log2", and "ranks": powers of two."""
+    """Draw a panel. Scales are "linear", "from zero", "share" (0 to 1), "log", "log2", and "ranks"."""
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x_label or drawing.x_label)
     axes.set_ylabel(panel.y_label or drawing.y_label)
@@ -39,6 +39,8 @@ def _lines(axes: Axes, panel: Panel, x_scale: str, y_scale: str) -> None:
         _keep_to_what_was_measured(axes, panel)
     elif y_scale == "from zero":
         axes.set_ylim(bottom=0)
+    elif y_scale == "share":
+        axes.set_ylim(0, 1.05)
 
 
 def _line(axes: Axes, line: Line, *, positive: bool) -> None:
@@ -65,7 +67,7 @@ def _above_zero(values: Any) -> Any:
 
 def _scale(axis: Any, scale: str, change: Any, values: list[Any]) -> None:
     plain = FuncFormatter(lambda value, _: f"{value:,g}")
-    if scale in ("linear", "from zero"):
+    if scale in ("linear", "from zero", "share"):
         axis.set_major_locator(MaxNLocator(6))
         return
     change("log", base=10 if scale == "log" else 2)

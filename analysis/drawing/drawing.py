@@ -38,13 +38,14 @@ class Line:
 class Stack:
     """Bars of parts one on another.
 
-    bars: what stands below each. parts: for each name a height a bar. marks: of a point beside each bar, with limits,
-    in three arrays of shape (bars,), and what it is.
+    bars: what stands below each. parts: for each name a height a bar. top: of the axes, so that panels compare.
+    marks: a point on each bar, with its limits, in three arrays of shape (bars,). mark: what it is.
     """
 
     bars: tuple[str, ...]
     parts: dict[str, Array]
     colours: dict[str, str]
+    top: float
     marks: tuple[Array, Array, Array] | None = None
     mark: str = ""
 

@@ -25,8 +25,8 @@ def draw_heat(axes: Axes, heat: Heat) -> None:
     figure = axes.figure
     box = axes.get_position()
     # The scale takes its room from the axes, whose place the layout has fixed.
-    axes.set_position((box.x0, box.y0, box.width * 0.86, box.height))
-    room = figure.add_axes((box.x0 + box.width * 0.88, box.y0, box.width * 0.03, box.height))
+    axes.set_position((box.x0, box.y0, box.width * 0.78, box.height))
+    room = figure.add_axes((box.x0 + box.width * 0.80, box.y0, box.width * 0.03, box.height))
     scale = figure.colorbar(image, cax=room, extend="max")
     scale.set_label(heat.bar)
     scale.ax.yaxis.set_major_locator(MaxNLocator(5))

@@ -34,4 +34,4 @@ def draw_stack(axes: Axes, stack: Stack) -> None:
     axes.set_xticks(places, stack.bars)
     axes.set_xlim(-0.6, len(stack.bars) - 0.4)
     axes.grid(visible=False, axis="x")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, stack.top)

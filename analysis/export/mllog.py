@@ -87,7 +87,9 @@ def _begin(brief: Brief) -> int:
 
 def _milliseconds(line: dict[str, Any], begin: int, seconds: float) -> int:
     """Return the time of an event; in logs of before it was written, the seconds of steps since the start."""
-    return round(1000 * line["unix_seconds"]) if "unix_seconds" in line else begin + round(1000 * seconds)
+    if "unix_seconds" in line:
+        return round(1000 * float(line["unix_seconds"]))
+    return begin + round(1000 * float(seconds))
 
 
 def _end(brief: Brief, begin: int) -> int:

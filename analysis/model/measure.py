@@ -60,8 +60,11 @@ def _point(brief: Brief) -> Point:
 
 
 def _median(points: Sequence[Point]) -> Point:
-    names = ("numel", "samples", "count", "message", "whole", "width")
-    return replace(points[0], **{name: float(np.median([getattr(point, name) for point in points])) for name in names})
+    def of(name: str) -> float:
+        return float(np.median([getattr(point, name) for point in points]))
+
+    first = replace(points[0], numel=of("numel"), samples=of("samples"), count=of("count"))
+    return replace(first, message=of("message"), whole=of("whole"), width=of("width"))
 
 
 def _whole(ranks: int, point: Point, briefs: Sequence[Brief]) -> float:

@@ -53,12 +53,13 @@ def scaling_figure(measured: Measured, kind: str) -> Iterator[Drawing]:
     word = "speed-up" if kind == "strong" else "scaled speed-up"
     speed = [_scaling_line(measured, each, [step.speed_up for step in each.steps]) for each in series]
     efficiency = [_scaling_line(measured, each, [step.efficiency for step in each.steps]) for each in series]
-    over = f"{word} over {base} rank{'s' * (base > 1)} of the same method"
+    over = f"{word} over {base} rank{'s' * (base > 1)}"
     panels = (
         Panel(word, 0, 0, (ideal(x, x / base), *speed), over, "log2"),
         Panel("efficiency", 0, 1, (ideal(x, np.ones(len(x))), *efficiency), f"{word} / ideal", "from zero"),
     )
-    yield _drawing(measured, kind, f"{kind} scaling", panels, "ranks", x_scale="ranks", notes=(BAND,))
+    notes = (f"each method over itself; {BAND}",)
+    yield _drawing(measured, kind, f"{kind} scaling", panels, "ranks", x_scale="ranks", notes=notes)
 
 
 def _scaling_line(measured: Measured, series: Series, values: Sequence[Interval]) -> Line:
@@ -79,27 +80,24 @@ def phases_figure(measured: Measured) -> Iterator[Drawing]:
     factor, unit = (1e3, "ms") if most < 1 else (1.0, "s")
     panels = []
     for i, series in enumerate(measured.series[:_PANELS]):
-        stack = _stack(series.steps, factor)
+        stack = _stack(series.steps, factor, most)
         panels.append(
             Panel(series.method, i // 3, i % 3, y_label=f"time of a step ({unit})", x_label="ranks", stack=stack)
         )
-    notes = ("parts: means over ranks, steps and repeats; diamonds: medians of whole steps, " + BAND,)
+    notes = (f"bars end at the median step; parts: medians by phase, in proportion; {BAND}",)
     yield _drawing(measured, "phases", "time per step by phase", tuple(panels), "ranks", notes=notes)
 
 
-def _stack(steps: Sequence[Step], factor: float) -> Stack:
-    parts = {
-        PHASE_WORDS.get(phase, phase): factor
-        * np.array([np.mean([brief.shares[phase] for brief in step.briefs]) for step in steps])
-        for phase in PHASES
-    }
+def _stack(steps: Sequence[Step], factor: float, most: float) -> Stack:
+    medians = np.array([[np.median([b.phases[phase] for b in step.briefs]) for step in steps] for phase in PHASES])
+    medians *= factor * np.array([step.seconds.value for step in steps]) / medians.sum(axis=0)
+    parts = {PHASE_WORDS.get(phase, phase): medians[i] for i, phase in enumerate(PHASES)}
     marks = tuple(
         factor * np.array([getattr(step.seconds, name) for step in steps]) for name in ("value", "low", "high")
     )
     colours = {PHASE_WORDS.get(phase, phase): colour for phase, colour in PHASES.items()}
-    return Stack(
-        tuple(str(step.ranks) for step in steps), parts, colours, (marks[0], marks[1], marks[2]), "median step"
-    )
+    bars = tuple(str(step.ranks) for step in steps)
+    return Stack(bars, parts, colours, 1.05 * factor * most, (middle, low, high), "median step")
 
 
 def balance_figure(measured: Measured) -> Iterator[Drawing]:
@@ -109,7 +107,7 @@ def balance_figure(measured: Measured) -> Iterator[Drawing]:
     for column, (name, title) in enumerate(words.items()):
         lines = [_balance_line(measured, series, name) for series in measured.series]
         found = tuple(each for each in lines if len(each.points.x))
-        panels.append(Panel(title, 0, column, found, title, "from zero"))
+        panels.append(Panel(title, 0, column, found, title, "share"))
     if any(panel.lines for panel in panels):
         notes = ("medians over repeats; bars: their range",)
         yield _drawing(measured, "balance", "POP metrics", tuple(panels), "ranks", x_scale="ranks", notes=notes)
@@ -146,7 +144,7 @@ def bytes_figure(measured: Measured) -> Iterator[Drawing]:
         flat = np.full(2, dense[ranks])
         level = {**look, "linestyle": (0, (4, 3)), "marker": "", "linewidth": 1.3}
         lines.append(line(f"{name}, dense float32 ring", level, Curve(span, flat, flat, flat)))
-    panel = Panel("", 0, 0, tuple(lines), "bytes into each rank in a step", "log", "density sent", "log")
+    panel = Panel("", 0, 0, tuple(lines), "bytes into each rank", "log", "density sent", "log")
     yield _drawing(measured, "bytes", "bytes per rank and step against density", (panel,), "density sent")
 
 

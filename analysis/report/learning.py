@@ -16,7 +16,7 @@ _COLUMNS = {"step": "steps", "seconds": "seconds of steps", "bytes": "bytes rece
 _ROWS = {"train": "training loss", "loss": "test loss", "accuracy": "test accuracy (%)"}
 
 #: Points of a smoothed curve.
-_POINTS = 120
+_POINTS = 40
 
 
 def learning_figure(measured: Measured) -> Iterator[Drawing]:
@@ -62,7 +62,7 @@ def _line(measured: Measured, method: str, briefs: Sequence[Brief], x: str, row:
         points = points.scaled(100.0)
     if x == "bytes":
         points = points.where(points.x > 0)
-    return line(method, measured.looks[method], points, runs=tuple(str(brief.directory) for brief in briefs))
+    return line(method, measured.looks[method], points)
 
 
 def _points(brief: Brief, x: str, row: str) -> tuple[Array, Array]:

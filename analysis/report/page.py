@@ -56,26 +56,26 @@ _METHOD = f"""\
 - *Warm-up*: of each start, the first tenth of its steps is left out, no fewer than {WARM_UP[0]} and no more than
   {WARM_UP[1]}.
 - *Median step*: the median over repeats of each repeat's median steady step.
-- *Interval*: {LEVEL:.0%}, bootstrap, {DRAWS:,} draws: first repeats are drawn with replacement, then steps in each. A ratio
-  takes draws of both sides, which are independent. No distribution is assumed, but that steps of a run do not depend on
-  each other.
+- *Interval*: {LEVEL:.0%}, bootstrap, {DRAWS:,} draws: first repeats are drawn with replacement, then steps in each. A
+  ratio takes draws of both sides, which are independent. No distribution is assumed, but that steps of a run do not
+  depend on each other.
 - *Speed-up*: over the median step of the same method on the smallest number of ranks there is, which is not
   extrapolated to one. *Dense / this* compares with dense float32 on as many ranks.
 - *Karp-Flatt*: the serial share that follows from a speed-up alone; one that grows with the ranks means overhead.
-- *Load balance*, *communication efficiency* (POP): mean over maximum of the ranks' useful time (all phases but "agree" and
-  "exchange"), and that maximum over the whole time. Their product is the parallel efficiency.
+- *Load balance*, *communication efficiency* (POP): mean over maximum of the ranks' useful time (all phases but "agree"
+  and "exchange"), and that maximum over the whole time. Their product is the parallel efficiency.
 - *Moved in all*: what came into all ranks over the whole run.
-- *Model*: α, β and γ are fitted to medians of phases by non-negative least squares, relative to the times and with Huber's
-  weights. Long gathers count P - 1 rounds, short ones log2 P. Predictions assume that nothing else changes: the same
-  network for all pairs of ranks, and the same processors.
+- *Model*: α, β and γ are fitted to medians of phases by non-negative least squares, relative to the times and with
+  Huber's weights. Long gathers count P - 1 rounds, short ones log2 P. Predictions assume that nothing else changes:
+  the same network for all pairs of ranks, and the same processors.
 - *Bands of loss and accuracy*: a standard deviation over seeds."""
 
 
 def _refusal(refusal: Refusal) -> str:
     return (
-        f"> **Refused: {refusal.name}**, {number(refusal.runs, 'run')}. Their configurations differ in more than method, "
-        f"batch and seed, so that they are no comparison: {refusal.reason}. Give the report only those that agree, or "
-        "other names to what is another study."
+        f"> **Refused: {refusal.name}**, {number(refusal.runs, 'run')}. Their configurations differ in more than "
+        f"method, batch and seed, so that they are no comparison: {refusal.reason}. Give the report only those that "
+        "agree, or other names to what is another study."
     )
 
 
@@ -109,8 +109,8 @@ def _banners(section: Section) -> Iterator[str]:
     few = study.repeats
     if few < ENOUGH:
         yield (
-            f"> **Fewer than {ENOUGH} repeats**: some points are of {number(few, 'run')}. Their intervals tell how steps "
-            "vary within a run, and nothing of how runs vary: claim nothing from them."
+            f"> **Fewer than {ENOUGH} repeats**: some points are of {number(few, 'run')}. Their intervals tell how "
+            "steps vary within a run, and nothing of how runs vary: claim nothing from them."
         )
     elif coverage(few) < LEVEL:
         yield (
@@ -149,16 +149,16 @@ def _claims(measured: Measured) -> Iterator[str]:
 
 def _model(modelled: Modelled, by_name: dict[str, Drawing]) -> Iterator[str]:
     yield (
-        "Time of a step = computing + agreeing and waiting + looking at and writing entries + α rounds + β bytes received "
-        "+ adding entries received. What each costs, fitted to the medians of the phases:"
+        "Time of a step = computing + agreeing and waiting + looking at and writing entries + α rounds + β bytes "
+        "received + adding entries received. What each costs, fitted to the medians of the phases:"
     )
     yield coefficients_table(modelled)
     yield _shown(by_name, "model-fit")
     if modelled.held_out:
         worst = max(abs(each.error) for each in modelled.held_out)
         yield (
-            f"**Held out**: fitted without the largest number of ranks, the model predicts its steps with errors of up to "
-            f"{worst:.0%}. Predictions further out can be no better than this."
+            f"**Held out**: fitted without the largest number of ranks, the model predicts its steps with errors of up "
+            f"to {worst:.0%}. Predictions further out can be no better than this."
         )
         yield held_out_table(modelled)
     else:
@@ -166,7 +166,7 @@ def _model(modelled: Modelled, by_name: dict[str, Drawing]) -> Iterator[str]:
     yield _shown(by_name, "model-prediction")
     if modelled.densities:
         yield _shown(by_name, "model-crossover")
-        yield "Dense is faster above these densities, for the coding of the first sparse method, as it is and otherwise:"
+        yield "Dense is faster above these densities, in the coding of the first sparse method, as it is and otherwise:"
         yield changes_table(modelled)
 
 
