@@ -127,10 +127,7 @@ def to_text(found: Comparison) -> str:
         *(_phase_row(phase, groups) for phase in PHASES),
     ]  # fmt: skip
     parts = [
-        f"A: `{found.one[0].directory}`"
-        + _more(found.one)
-        + f"  \nB: `{found.other[0].directory}`"
-        + _more(found.other),
+        f"A: {_named(found.one)}  \nB: {_named(found.other)}",
         f"They differ in: {found.keys or 'nothing but the seed'}",
         f"They ran on other things: {found.surroundings}" if found.surroundings else "",
         table(["", "A", "B", "B / A"], rows),
@@ -159,9 +156,8 @@ def verdicts(found: Comparison) -> Iterator[str]:
     few = min(len(found.one), len(found.other))
     if few < ENOUGH:
         yield f"Fewer than {ENOUGH} repeats: the interval tells how steps vary within a run, and not how runs vary."
-    yield from (
-        f"{b.directory}: {problem}" for group in (found.one, found.other) for b in group for problem in b.problems
-    )
+    for brief in (*found.one, *found.other):
+        yield from (f"{brief.directory}: {problem}" for problem in brief.problems)
 
 
 def _received(group: Sequence[Brief]) -> float:

@@ -80,7 +80,7 @@ def _begin(brief: Brief) -> int:
     """Return when the run started, in milliseconds since 1970; 0 where neither log nor environment tells."""
     for line in brief.events:
         if line["kind"] == "start" and "unix_seconds" in line:
-            return round(1000 * line["unix_seconds"])
+            return round(1000 * float(line["unix_seconds"]))
     started = brief.environment.get("started")
     return round(1000 * datetime.fromisoformat(started).timestamp()) if isinstance(started, str) else 0
 

@@ -92,9 +92,7 @@ def _stack(steps: Sequence[Step], factor: float, most: float) -> Stack:
     medians = np.array([[np.median([b.phases[phase] for b in step.briefs]) for step in steps] for phase in PHASES])
     medians *= factor * np.array([step.seconds.value for step in steps]) / medians.sum(axis=0)
     parts = {PHASE_WORDS.get(phase, phase): medians[i] for i, phase in enumerate(PHASES)}
-    marks = tuple(
-        factor * np.array([getattr(step.seconds, name) for step in steps]) for name in ("value", "low", "high")
-    )
+    middle, low, high = (factor * np.array([getattr(step.seconds, name) for step in steps]) for name in _LIMITS)
     colours = {PHASE_WORDS.get(phase, phase): colour for phase, colour in PHASES.items()}
     bars = tuple(str(step.ranks) for step in steps)
     return Stack(bars, parts, colours, 1.05 * factor * most, (middle, low, high), "median step")
