@@ -46,20 +46,19 @@ def _run(brief: Brief) -> Iterator[str]:
 
 
 def _evaluations(brief: Brief, name: str, begin: int) -> Iterator[str]:
-    """Yield an epoch, and an evaluation at its end, for each evaluation after training."""
-    before = 0.0
-    last = begin
+    """Yield for each evaluation the block of epochs before it, and the evaluation."""
+    first, last = 0, begin
     for i, line in enumerate(line for line in brief.events if line["kind"] == "evaluation"):
-        at = max(last, _milliseconds(line, begin, brief.evaluations["seconds"][i]))
-        epoch = {"epoch_num": line.get("epoch", 0)}
+        at, epoch = max(last, _milliseconds(line, begin, brief.evaluations["seconds"][i])), int(line.get("epoch", 0))
         if line["step"]:
-            yield mllog_line(name, last, START, "epoch_start", None, {"epoch_num": before})
-            yield mllog_line(name, at, END, "epoch_stop", None, {"epoch_num": before})
-        yield mllog_line(name, at, START, "eval_start", None, epoch)
+            block = {"first_epoch_num": first}
+            yield mllog_line(name, last, START, "block_start", None, {**block, "epoch_count": max(1, epoch - first)})
+            yield mllog_line(name, at, END, "block_stop", None, block)
+        yield mllog_line(name, at, START, "eval_start", None, {"epoch_num": epoch})
         if line.get("accuracy") is not None:
-            yield mllog_line(name, at, POINT, "eval_accuracy", line["accuracy"], epoch)
-        yield mllog_line(name, at, END, "eval_stop", None, epoch)
-        before, last = line.get("epoch", 0), at
+            yield mllog_line(name, at, POINT, "eval_accuracy", line["accuracy"], {"epoch_num": epoch})
+        yield mllog_line(name, at, END, "eval_stop", None, {"epoch_num": epoch})
+        first, last = epoch, at
 
 
 def mllog_line(namespace: str, time_ms: int, event: str, key: str, value: Any, metadata: dict[str, Any]) -> str:

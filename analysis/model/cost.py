@@ -104,8 +104,8 @@ class Cost:
 
     def phases(self, point: Point) -> dict[str, float]:
         """Return the seconds of a step by the phases of TERMS."""
-        compute = float(_features("compute", point, 0.0) @ self._of("compute"))
-        return {phase: float(_features(phase, point, compute) @ self._of(phase)) for phase in TERMS}
+        compute = self._sum("compute", point, 0.0)
+        return {phase: self._sum(phase, point, compute) for phase in TERMS}
 
     def seconds(self, point: Point) -> float:
         """Return the seconds of a step."""
@@ -116,8 +116,10 @@ class Cost:
         changed = {name: getattr(self.coefficients, name) * factor for name, factor in changes.items()}
         return Cost(self.coefficients._replace(**changed))
 
-    def _of(self, phase: str) -> Array:
-        return np.array([getattr(self.coefficients, name) for name in TERMS[phase]])
+    def _sum(self, phase: str, point: Point, compute: float) -> float:
+        features = _features(phase, point, compute)
+        own = self.coefficients
+        return sum(getattr(own, name) * x for name, x in zip(TERMS[phase], features, strict=True))
 
 
 def fit_cost(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> Cost:
@@ -147,24 +149,21 @@ def _takes_part(phase: str, point: Point) -> bool:
     return phase not in ("agree", "exchange") or point.ranks > 1
 
 
-def _features(phase: str, point: Point, compute: float) -> Array:
-    """Return what the terms of a phase are multiplied with."""
-    sparse, ranks = float(point.sparse), point.ranks
-    alone = 0.0 if ranks > 1 else 1.0
-    values = {
-        "compute": (1.0, point.samples),
-        "agree": (_log(ranks), compute * (1 - alone)),
-        "sparsify": (point.numel * sparse,),
-        "encode": (sparse, point.count * sparse),
-        "exchange": (
-            point.rounds,
-            point.received,
-            0.0 if point.sparse else point.numel * (1 - alone),
-        ),
-        "decode": (ranks * sparse, ranks * point.count * sparse, point.numel * (1 - sparse)),
-    }
-    return np.array(values[phase])
+def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
+    """Return what the terms of a phase are multiplied with. Plain numbers: arrays of three take ten times as long."""
+    ranks, sparse = point.ranks, float(point.sparse)
+    if phase == "compute":
+        return 1.0, point.samples
+    if phase == "agree":
+        return _log(ranks), compute if ranks > 1 else 0.0
+    if phase == "sparsify":
+        return (point.numel * sparse,)
+    if phase == "encode":
+        return sparse, point.count * sparse
+    if phase == "exchange":
+        return point.rounds, point.received, point.numel if ranks > 1 and not point.sparse else 0.0
+    return ranks * sparse, ranks * point.count * sparse, point.numel * (1 - sparse)
 
 
 def _log(ranks: int) -> float:
-    return float(math.ceil(math.log2(ranks))) if ranks > 1 else 0.0
+    return float((ranks - 1).bit_length())

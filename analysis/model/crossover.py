@@ -13,7 +13,7 @@ from analysis.model.cost import Cost, Point, at
 from analysis.model.predict import Fitted
 
 #: The range of densities that is searched, in logarithms, and how often it is halved.
-_LEAST, _HALVINGS = math.log(1e-6), 30
+_LEAST, _HALVINGS = math.log(1e-6), 20
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _value_bytes(point: Point, entries: float) -> float:
     return max(point.message / point.count - index_bytes(min(1.0, point.count / entries)), 0.125)
 
 
-def crossovers(fitted: Fitted, sparse: Point, dense: Point, ranks: Sequence[int], draws: int = 100) -> list[Interval]:
+def crossovers(fitted: Fitted, sparse: Point, dense: Point, ranks: Sequence[int], draws: int = 60) -> list[Interval]:
     """Return the crossover density on each number of ranks."""
     found = []
     for count in ranks:

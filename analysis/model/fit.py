@@ -37,7 +37,7 @@ def fit(features: Array, seconds: Array) -> Array:
         root = np.sqrt(weights)
         coefficients = nnls(columns * root[:, None], root)[0]
         residuals = np.abs(columns @ coefficients - 1)
-        spread = max(float(np.median(residuals)), 1e-9)
+        spread = max(float(np.sort(residuals)[len(residuals) // 2]), 1e-9)
         weights = np.minimum(1.0, _TOLERANCE * spread / np.maximum(residuals, 1e-12))
     return np.asarray(coefficients / scale)
 

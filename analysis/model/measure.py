@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Cell:
     def median(self, chosen: Sequence[int] | None = None) -> dict[str, float]:
         """Return the medians over the repeats, or over chosen ones, by phase."""
         taken = self.phases if chosen is None else [self.phases[i] for i in chosen]
-        return {phase: float(np.median([each[phase] for each in taken])) for phase in TERMS}
+        return {phase: median([each[phase] for each in taken]) for phase in TERMS}
 
 
 def cells_of(runs: dict[str, dict[int, list[Brief]]]) -> list[Cell]:

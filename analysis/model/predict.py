@@ -65,11 +65,12 @@ def fit_cells(cells: Sequence[Cell], generator: np.random.Generator, draws: int 
 def hold_out(cells: Sequence[Cell], generator: np.random.Generator, draws: int = DRAWS) -> Iterator[HeldOut]:
     """Yield for each method with the largest rank count what the model of all smaller rank counts says of it.
 
-    Nothing is yielded where no smaller rank count has an exchange.
+    Nothing is yielded where there are fewer than two smaller rank counts, or none of them has an exchange.
     """
     most = max(cell.point.ranks for cell in cells)
     smaller = [cell for cell in cells if cell.point.ranks < most]
-    if not any(cell.point.ranks > 1 for cell in smaller):
+    counts = {cell.point.ranks for cell in smaller}
+    if len(counts) < 2 or max(counts) < 2:
         return
     fitted = fit_cells(smaller, generator, draws)
     known = {cell.method for cell in smaller}

@@ -42,7 +42,7 @@ def build_report(
     if not studies:
         raise ValueError("nothing here may be compared: " + "; ".join(map(_in_words, refusals)))
     directory.mkdir(parents=True, exist_ok=True)
-    sections = [_section(study, name) for study, name in zip(studies, _names(studies), strict=True)]
+    sections = sections_of(studies)
     written = [path for section in sections for drawing in section.drawings for path in draw(drawing, directory)]
     text = to_markdown(sections, refusals, left_out, datetime.now(UTC))
     for name, body in (("index.md", text), ("index.html", folded(to_html(text), directory))):
@@ -51,6 +51,11 @@ def build_report(
     kept = [brief for study in studies for brief in study.briefs]
     written += _export(kept, studies, extra_p, mllog)
     return written, [*map(_in_words, refusals), *left_out, *problems_of(kept)]
+
+
+def sections_of(studies: Sequence[Study]) -> list[Section]:
+    """Return what the report says of each study."""
+    return [_section(study, name) for study, name in zip(studies, _names(studies), strict=True)]
 
 
 def _section(study: Study, name: str) -> Section:
