@@ -57,6 +57,11 @@ def _line(axes: Axes, line: Line, *, positive: bool) -> None:
             axes.fill_between(points.x, low, points.high, color=look["color"], alpha=0.15, linewidth=0)
 
 
+def _shown(line: Line) -> tuple[Any, ...]:
+    points = line.points
+    return (points.y, points.low, points.high) if line.whiskers else (points.y,)
+
+
 def _has_band(points: Curve) -> bool:
     return bool((points.high > points.low).any())
 
@@ -96,8 +101,9 @@ def _ticks(values: list[Any], base: int) -> tuple[Locator, bool]:
 
 
 def _keep_to_what_was_measured(axes: Axes, panel: Panel) -> None:
-    """Limit a logarithmic axis to the lines: a band that reaches down to nothing would stretch it."""
-    ys = [value for line in panel.lines for value in line.points.y if np.isfinite(value) and value > 0]
+    """Limit a logarithmic axis to lines and whiskers: a band that reaches down to nothing would stretch it."""
+    shown = [values for line in panel.lines for values in _shown(line)]
+    ys = [value for values in shown for value in values if np.isfinite(value) and value > 0]
     if ys:
         margin = max((max(ys) / min(ys)) ** 0.06, 1.02)
         axes.set_ylim(min(ys) / margin, max(ys) * margin)

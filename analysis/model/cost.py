@@ -119,7 +119,7 @@ class Cost:
     def _sum(self, phase: str, point: Point, compute: float) -> float:
         features = _features(phase, point, compute)
         own = self.coefficients
-        return sum(getattr(own, name) * x for name, x in zip(TERMS[phase], features, strict=True))
+        return float(sum(getattr(own, name) * x for name, x in zip(TERMS[phase], features, strict=True)))
 
 
 def fit_cost(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> Cost:

@@ -20,7 +20,7 @@ _PANELS = 6
 
 _LIMITS = ("value", "low", "high")
 
-BAND = f"bars: {LEVEL:.0%} bootstrap intervals"
+BAND = f"whiskers: {LEVEL:.0%} bootstrap intervals"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def balance_figure(measured: Measured) -> Iterator[Drawing]:
         found = tuple(each for each in lines if len(each.points.x))
         panels.append(Panel(title, 0, column, found, title, "share"))
     if any(panel.lines for panel in panels):
-        notes = ("medians over repeats; bars: their range",)
+        notes = ("medians over repeats; whiskers: their range",)
         yield _drawing(measured, "balance", "POP metrics", tuple(panels), "ranks", x_scale="ranks", notes=notes)
 
 

@@ -16,6 +16,9 @@ from analysis.report.modelled import Modelled, coefficient_rows
 from analysis.scaling import Series, Step, ratio
 from analysis.study import METHOD, flat
 
+#: What a law has to explain of the times' variation to be said to describe them.
+_DESCRIBES = 0.5
+
 _SCALING = [
     "method", "ranks", "nodes", "runs", "median step", "interval", "speed-up", "interval", "efficiency", "Karp-Flatt",
     "dense / this", "load balance", "comm. efficiency", "into each rank", "moved in all", "final metric",
@@ -33,7 +36,6 @@ def scaling_table(measured: Measured) -> str:
     """Return a row for each method and number of ranks."""
     dense = {step.ranks: step for series in measured.series if series.method == "dense" for step in series.steps}
     rows = [_row(series, step, dense.get(step.ranks)) for series in measured.series for step in series.steps]
-    # Two columns of the same name are told apart by what stands before them.
     return table(_SCALING, rows)
 
 
@@ -95,8 +97,8 @@ def settings_table(briefs: Sequence[Brief]) -> str:
 
 
 def _values(values: Iterator[object]) -> str:
-    texts = [", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values if value]
-    return "; ".join(dict.fromkeys(texts))
+    texts = (", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
+    return "; ".join(text for text in dict.fromkeys(texts) if text != "None")
 
 
 def law_rows(series: Sequence[Series]) -> str:
@@ -110,7 +112,9 @@ def law_rows(series: Sequence[Series]) -> str:
 
 
 def _r2(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else "two rank counts: none"
+    if not math.isfinite(value):
+        return "two rank counts tell none"
+    return f"{value:.2f}" + ("" if value >= _DESCRIBES else ": does not describe these times")
 
 
 def coefficients_table(modelled: Modelled) -> str:
