@@ -123,15 +123,25 @@ def _by_method(group: Sequence[Brief]) -> dict[str, dict[int, list[Brief]]]:
 
 def method_names(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Return a name for the method of each configuration, which tells methods that differ apart."""
-    plain = [_rule(config) for config in configs]
-    parts = [{section: config.get(section) for section in METHOD} for config in configs]
-    names = []
-    for name, own in zip(plain, parts, strict=True):
-        alike = [other for other, its in zip(parts, plain, strict=True) if its == name]
-        keys = [key for key in differing(alike) if not key.startswith("sparsifier.")] if alike else []
-        values = flat(own)
-        names.append(", ".join([name, *(f"{key} {_value(values.get(key))}" for key in keys)]))
-    return names
+    # A thousand runs have a handful of methods, and comparing all with all is for those.
+    identities = [_identity(config) for config in configs]
+    methods = dict(zip(identities, configs, strict=True))
+    names = {}
+    for identity, config in methods.items():
+        name = _rule(config)
+        alike = [_method(other) for other in methods.values() if _rule(other) == name]
+        keys = [key for key in differing(alike) if not key.startswith("sparsifier.")]
+        own = flat(_method(config))
+        names[identity] = ", ".join([name, *(f"{key} {_value(own.get(key))}" for key in keys)])
+    return [names[identity] for identity in identities]
+
+
+def _method(config: dict[str, Any]) -> dict[str, Any]:
+    return {section: config[section] for section in METHOD if section in config}
+
+
+def _identity(config: dict[str, Any]) -> str:
+    return json.dumps(_method(config), sort_keys=True)
 
 
 def _rule(config: dict[str, Any]) -> str:
