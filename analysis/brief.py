@@ -31,12 +31,13 @@ class Brief:
     directory, config, environment: as its files say. ranks: their number.
     state: "finished", "going on" (or stopped: the log cannot tell). steps: that were made. warm_up: of these, left out.
     times: float32, seconds of steady steps, rising; evenly thinned to some thousands.
-    phases: median seconds by phase; shares: mean seconds by phase, which add up to the mean step.
+    phases: median seconds by phase.
     means: of steady steps, over all ranks, by key: payload_bytes, received_bytes, dense_bytes, count, entries and
     messages; and the median of samples, since the last step of an epoch may have fewer.
     curve: arrays "step", "seconds", "bytes" (received into each rank so far), "loss" (mean since the point before).
     evaluations: arrays "step", "seconds", "bytes", "loss", "accuracy".
-    waiting: of each rank, if its files are there. problems: in words.
+    waiting: of each rank, if its files are there. events: lines of starts and evaluations, and the last end.
+    problems: what was wrong with the files, in words.
     """
 
     directory: Path
@@ -48,7 +49,6 @@ class Brief:
     warm_up: int
     times: NDArray[np.float32]
     phases: dict[str, float]
-    shares: dict[str, float]
     means: dict[str, float]
     curve: dict[str, Array]
     evaluations: dict[str, Array]
@@ -114,7 +114,6 @@ def _brief(directory: Path, config: dict[str, Any], environment: dict[str, Any],
         warm_up=warm_up,
         times=_thinned(np.sort(total[steady]).astype(np.float32), _TIMES),
         phases=dict(zip(PHASES, map(float, np.median(seconds, axis=0)), strict=True)),
-        shares=dict(zip(PHASES, map(float, seconds.mean(axis=0, dtype=np.float64)), strict=True)),
         means=_means(columns, steady),
         curve=_curve(columns, np.nan_to_num(total), ranks),
         evaluations=_evaluations(columns, np.nan_to_num(total), ranks),

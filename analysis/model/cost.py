@@ -30,7 +30,7 @@ class Point:
     """A step, as far as its time depends on it. Of one rank, but for `ranks`.
 
     numel: entries of the gradient. samples: of this rank. count: entries that it sends in messages.
-    message: bytes of its messages. whole: bytes of tensors that it sends whole; both_ways: what it receives in all.
+    message: bytes of its messages. whole: bytes of tensors that it sends whole, `width` an entry.
     sparse: whether there are messages.
     """
 

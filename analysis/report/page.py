@@ -19,6 +19,8 @@ from analysis.report.tables import (
     law_rows,
     scaling_table,
     settings_table,
+    target_of,
+    target_table,
 )
 from analysis.study import Refusal
 
@@ -95,6 +97,10 @@ def _section(section: Section) -> Iterator[str]:
     yield from (_shown(by_name, name) for name in ("strong", "weak", "phases", "balance", "waiting"))
     yield "### Bytes and learning"
     yield from (_shown(by_name, name) for name in ("bytes", "learning"))
+    target = target_of(measured)
+    if target is not None:
+        yield f"To an accuracy of {target:.2%}, a point less than dense's at its end, by the evaluations there are:"
+        yield target_table(measured, target)
     if section.modelled is not None:
         yield "### Model"
         yield from _model(section.modelled, by_name)
@@ -158,7 +164,8 @@ def _model(modelled: Modelled, by_name: dict[str, Drawing]) -> Iterator[str]:
         worst = max(abs(each.error) for each in modelled.held_out)
         yield (
             f"**Held out**: fitted without the largest number of ranks, the model predicts its steps with errors of up "
-            f"to {worst:.0%}. Predictions further out can be no better than this."
+            f"to {worst:.0%}. Predictions further out can be no better than this. Measured is the sum of the "
+            "phases' medians."
         )
         yield held_out_table(modelled)
     else:

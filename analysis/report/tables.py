@@ -19,9 +19,12 @@ from analysis.study import METHOD, flat
 #: What a law has to explain of the times' variation to be said to describe them.
 _DESCRIBES = 0.5
 
+#: What it takes to reach an accuracy.
+_TO_TARGET = ("step", "seconds", "bytes")
+
 _SCALING = [
-    "method", "ranks", "nodes", "runs", "median step", "interval", "speed-up", "interval", "efficiency", "Karp-Flatt",
-    "dense / this", "load balance", "comm. efficiency", "into each rank", "moved in all", "final metric",
+    "method", "ranks", "nodes", "runs", "median step", "interval", "samples / s", "speed-up", "interval", "efficiency",
+    "Karp-Flatt", "dense / this", "load balance", "comm. efficiency", "into each rank", "moved in all", "final metric",
 ]  # fmt: skip
 
 #: Keys of configuration and environment that the table of settings has.
@@ -50,6 +53,7 @@ def _row(series: Series, step: Step, dense: Step | None) -> list[str]:
         str(len(step.briefs)),
         time_text(step.seconds.value),
         f"{time_text(step.seconds.low)} to {time_text(step.seconds.high)}",
+        f"{_median(brief.means['samples'] for brief in step.briefs) / step.seconds.value:,.0f}",
         f"{step.speed_up.value:.2f}" if claimed else "",
         limits(step.speed_up) if claimed and not first else "",
         f"{step.efficiency.value:.0%}" if claimed else "",
@@ -61,6 +65,33 @@ def _row(series: Series, step: Step, dense: Step | None) -> list[str]:
         bytes_text(_median(brief.means["received_bytes"] * brief.steps for brief in step.briefs)),
         _final(step.briefs),
     ]
+
+
+def target_table(measured: Measured, target: float) -> str:
+    """Return what each method, on its most ranks, takes to an accuracy: medians over the repeats that reach it."""
+    rows = []
+    for series in measured.series:
+        briefs = series.steps[-1].briefs
+        found = [place for brief in briefs if (place := _reached(brief, target)) is not None]
+        middle = [float(np.median([place[key] for place in found])) if found else math.nan for key in _TO_TARGET]
+        shown = [f"{middle[0]:,.0f}", time_text(middle[1]), bytes_text(middle[2])] if found else ["", "", ""]
+        rows.append([series.method, str(series.steps[-1].ranks), f"{len(found)} of {len(briefs)}", *shown])
+    return table(["method", "ranks", "reached by", "steps", "seconds of steps", "bytes into each rank"], rows)
+
+
+def target_of(measured: Measured) -> float | None:
+    """Return the accuracy to reach: a percentage point less than dense's at its end, of all methods without dense."""
+    dense = [series for series in measured.series if series.method == "dense"] or measured.series
+    briefs = [brief for series in dense for brief in series.steps[-1].briefs]
+    ends = [brief.evaluations["accuracy"][-1:] for brief in briefs]
+    known = [float(end[0]) for end in ends if len(end) and math.isfinite(end[0])]
+    return float(np.median(known)) - 0.01 if known else None
+
+
+def _reached(brief: Brief, target: float) -> dict[str, float] | None:
+    """Return steps, seconds and bytes at the first evaluation that reaches the accuracy."""
+    places = np.flatnonzero(brief.evaluations["accuracy"] >= target)
+    return {key: float(brief.evaluations[key][places[0]]) for key in _TO_TARGET} if len(places) else None
 
 
 def _pop(briefs: Sequence[Brief], name: str) -> str:

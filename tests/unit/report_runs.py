@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tomli_w
+
+from analysis.many import read_briefs
+from analysis.report.build import sections_of
+from analysis.report.page import to_markdown
+from analysis.study import studies_of
 
 PHASES = ("data", "compute", "agree", "sparsify", "encode", "exchange", "decode", "apply")
 
@@ -168,3 +174,10 @@ def write_study(
                 settings = config(density=density, half=half)
                 write_run(where, settings, ranks=count, seed=seed, noise=noise, steps=steps)
     return directory
+
+
+def page_of(*paths: Path) -> str:
+    """Return the page of the runs below some paths."""
+    briefs, left_out = read_briefs(paths)
+    studies, refusals = studies_of(briefs)
+    return to_markdown(sections_of(studies), refusals, left_out, datetime.now(UTC))
