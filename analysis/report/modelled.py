@@ -10,28 +10,28 @@ import numpy as np
 from analysis.bootstrap import LEVEL, Interval, interval
 from analysis.drawing.curve import Curve
 from analysis.drawing.drawing import Drawing, Line, Panel
-from analysis.model.cost import TERMS, Coefficients
+from analysis.model.cost import TERMS
 from analysis.model.crossover import Change, changes, crossovers
 from analysis.model.measure import Cell, cells_of
 from analysis.model.predict import Fitted, HeldOut, fit_cells, hold_out, prediction, rank_counts
 from analysis.report.figures import Measured, of_intervals
 from analysis.report.look import line, looks
 
-#: Coefficients with what they are, their unit, and the factor to it.
-WORDS: dict[str, tuple[str, str, float]] = {
-    "alpha": ("α, a round of messages", "µs", 1e6),
-    "beta": ("β, a byte received", "ns", 1e9),
-    "add": ("γ, summing an entry that is sent whole", "ns", 1e9),
-    "select": ("γ, looking at an entry of the gradient", "ns", 1e9),
-    "message": ("writing a message", "µs", 1e6),
-    "encode": ("γ, writing an entry sent", "ns", 1e9),
-    "open": ("reading a message", "µs", 1e6),
-    "decode": ("γ, adding an entry received", "ns", 1e9),
-    "check": ("γ, looking over an entry that was sent whole", "ns", 1e9),
-    "step": ("computing, once a step", "ms", 1e3),
-    "sample": ("computing a sample", "µs", 1e6),
-    "agree": ("agreeing, a round", "µs", 1e6),
-    "idle": ("waiting, of the time computed", "", 1.0),
+#: Coefficients in words.
+WORDS = {
+    "alpha": "α, a round of messages",
+    "beta": "β, a byte received",
+    "add": "γ, summing an entry that is sent whole",
+    "select": "γ, looking at an entry of the gradient",
+    "message": "writing a message",
+    "encode": "γ, writing an entry sent",
+    "open": "reading a message",
+    "decode": "γ, adding an entry received",
+    "check": "γ, looking over an entry that was sent whole",
+    "step": "computing, once a step",
+    "sample": "computing a sample",
+    "agree": "agreeing, a round",
+    "idle": "waiting, of the time computed",
 }
 
 
@@ -168,13 +168,9 @@ def _drawing(
     )
 
 
-def coefficient_rows(modelled: Modelled) -> Iterator[list[str]]:
-    """Yield rows of the table of coefficients: what, value, interval, in readable units."""
-    for name in Coefficients._fields:
-        words, unit, factor = WORDS[name]
-        value = getattr(modelled.fitted.cost.coefficients, name)
-        drawn = np.array([getattr(cost.coefficients, name) for cost in modelled.fitted.drawn])
-        found = interval(value, drawn)
-        shown = [f"{factor * each:.3g}" for each in (found.value, found.low, found.high)]
-        phase = next(phase for phase, names in TERMS.items() if name in names)
-        yield [words, phase, f"{shown[0]} {unit}".strip(), f"{shown[1]} to {shown[2]}"]
+def coefficients(modelled: Modelled) -> Iterator[tuple[str, str, Interval]]:
+    """Yield each coefficient with its phase and its interval, in seconds; "idle" is a share."""
+    for phase, names in TERMS.items():
+        for name in names:
+            drawn = np.array([getattr(cost.coefficients, name) for cost in modelled.fitted.drawn])
+            yield name, phase, interval(getattr(modelled.fitted.cost.coefficients, name), drawn)

@@ -12,7 +12,7 @@ from analysis.bootstrap import Interval
 from analysis.brief import Brief
 from analysis.markdown import table
 from analysis.report.figures import Measured
-from analysis.report.modelled import Modelled, coefficient_rows
+from analysis.report.modelled import WORDS, Modelled, coefficients
 from analysis.scaling import Series, Step, ratio
 from analysis.study import METHOD, flat
 
@@ -150,7 +150,11 @@ def _r2(value: float) -> str:
 
 def coefficients_table(modelled: Modelled) -> str:
     """Return the coefficients of the model, with what they explain."""
-    rows = [[*row, _r2_of(modelled, row[1])] for row in coefficient_rows(modelled)]
+    rows = []
+    for name, phase, found in coefficients(modelled):
+        text = (lambda value: f"{value:.2g}") if name == "idle" else time_text
+        between = f"{text(found.low)} to {text(found.high)}"
+        rows.append([WORDS[name], phase, text(found.value), between, _r2_of(modelled, phase)])
     return table(["what", "phase", "fitted", "interval", "r² of the phase"], rows)
 
 
@@ -188,10 +192,12 @@ def limits(found: Interval, digits: int = 2) -> str:
 
 def time_text(seconds: float) -> str:
     """Return a time in the unit that suits it, with three digits."""
-    for least, factor, unit in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs")):
+    if seconds == 0:
+        return "0 s"
+    for least, factor, unit in ((1.0, 1.0, "s"), (1e-3, 1e3, "ms"), (1e-6, 1e6, "µs")):
         if seconds >= least:
             return f"{_digits(seconds * factor)} {unit}"
-    return "?"
+    return f"{_digits(seconds * 1e9)} ns"
 
 
 def bytes_text(count: float) -> str:
