@@ -156,7 +156,8 @@ def _claims(measured: Measured) -> Iterator[str]:
 def _model(modelled: Modelled, by_name: dict[str, Drawing]) -> Iterator[str]:
     yield (
         "Time of a step = computing + agreeing and waiting + looking at and writing entries + α rounds + β bytes "
-        "received + adding entries received. What each costs, fitted to the medians of the phases:"
+        "received + adding entries received. What each costs, fitted to the medians of the phases "
+        "(r² is small, too, where a phase hardly varies):"
     )
     yield coefficients_table(modelled)
     yield _shown(by_name, "model-fit")
