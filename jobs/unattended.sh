@@ -2,8 +2,8 @@
 # What the scripts of this directory share: they source it. A job that is told to make room has its ranks save, and comes
 # back by itself, for as long as that makes progress. docs/cluster.md tells it for people.
 
-#: The exit code with which `mpisparse` says that it saved and would go on.
-readonly saved=75
+#: The exit codes with which `mpisparse` says that it saved and would go on, and that a rank did not come.
+readonly saved=75 hung=74
 
 #: The srun that runs now, or empty, and whether this shell was told to make room (its own signal, or an exit code).
 step=""
@@ -106,35 +106,38 @@ note_start() {
       "more often (checkpoint.every), and submit it again"
     exit "$saved"
   fi
-  stop_after_many "$restart"
+  stop_after_many "$restart" "$saved"
   printf '%s\t%s\t%s\t%s\n' "$(job_name)" "$restart" "$steps" "$(date -u +%FT%TZ)" >>"$directory/starts.tsv"
   say "start $restart on ${SLURM_JOB_NUM_NODES:-1} node(s), after $steps steps"
 }
 
+# End the job with an exit code if this would be one start too many.
 stop_after_many() {
   if [ "$1" -gt "${MPISPARSE_RESTARTS:-20}" ]; then
     say "started again ${MPISPARSE_RESTARTS:-20} times (MPISPARSE_RESTARTS): stopping. Submit it again to go on"
-    exit "$saved"
+    exit "$2"
   fi
 }
 
-# End the job with an exit code. One that saved is put back into the queue, unless it made no step since this start, or
-# was cancelled meanwhile: a job that somebody ended must not come back.
+# End the job with an exit code. One whose ranks saved, or were lost with a machine (killed by a signal, or hanging), is
+# put back into the queue, unless nothing was saved since this start, or it was cancelled meanwhile: a job that somebody
+# ended must not come back.
 leave() {
   local code=$1 before=$2 after=$3 state
-  if [ "$code" -ne "$saved" ]; then
-    say "ends with exit code $code, after $after steps"
+  if [ "$code" -ne "$saved" ] && [ "$code" -ne "$hung" ] && [ "$code" -le 128 ]; then
+    say "ends with exit code $code; $after steps are saved"
     exit "$code"
   fi
   state=$(squeue --noheader --jobs="$(job_name)" --format=%T 2>/dev/null) || state=""
   if [ "$state" != RUNNING ]; then
-    say "saved after $after steps; not put back into the queue, since it is ${state:-gone} there"
+    say "exit code $code; $after steps are saved. Not put back into the queue, where it is ${state:-no more}"
   elif [ "$after" -le "$before" ]; then
-    say "saved after $after steps, as many as at this start: stopping. Give it more time, and submit it again"
+    say "exit code $code; $after steps are saved, as many as at this start: stopping. If it ran out of time, give it more" \
+      "(--time), or save more often (checkpoint.every); then submit it again"
   else
-    stop_after_many "$((${SLURM_RESTART_COUNT:-0} + 1))"
-    say "saved after $after steps, back into the queue"
+    stop_after_many "$((${SLURM_RESTART_COUNT:-0} + 1))" "$code"
+    say "exit code $code; $after steps are saved. Back into the queue"
     scontrol requeue "$(job_name)" || say "scontrol requeue failed: submit it again to go on"
   fi
-  exit "$saved"
+  exit "$code"
 }

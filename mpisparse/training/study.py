@@ -35,7 +35,7 @@ class Variation(Section):
 
 
 class Launch(Section):
-    """On how many ranks `python -m jobs` makes a study, and how it cuts its jobs; `mpisparse sweep` does not look at it.
+    """On how many ranks `python -m jobs` makes a study, and how it cuts its jobs. `mpisparse sweep` does not read it.
 
     ranks: each number of ranks makes all runs of the study, in a directory of its own.
     array: a job of its own for each run, a task of an array; otherwise the runs on one number of ranks follow each
