@@ -1,5 +1,6 @@
 # make train   set everything up, then train on the bundled digits over 4 MPI ranks (RANKS=2 for two)
-# make test    set everything up, then run all checks and tests
+# make test    set everything up, then run all checks and tests but the long ones
+# make test-all  the same with the long ones
 # make paper   set everything up, make the GSpar paper's experiments in a reduced version, and draw its figures; half an
 #              hour or so on two cores. Stopped, it goes on where it was. CIFAR-10 and LIBSVM data: docs/paper.md
 # make paper-list  write the runs of the full version to runs/paper-list, as data for job arrays
@@ -17,15 +18,18 @@ export OMPI_ALLOW_RUN_AS_ROOT ?= 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 
-.PHONY: train test paper paper-list lint setup clean
+.PHONY: train test test-all paper paper-list lint setup clean
 
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/mpisparse train jobs/digits.toml
 
 # Tests on real ranks take the whole machine, one after another; the others are a process each, on two cores.
 test: lint
-	$(BIN)/python -m pytest tests/faults tests/mpi
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/python -m pytest -m "not long" tests/faults tests/mpi
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile tests/unit
+
+test-all: test
+	$(BIN)/python -m pytest -m long
 
 # A study's reduced version, on so many ranks, into a directory of runs/paper; left out where its data is not here.
 sweep = $(BIN)/mpirun -n $(2) $(BIN)/mpisparse sweep jobs/paper/$(1).toml --reduced --if-data --run-dir runs/paper/$(3)

@@ -13,11 +13,13 @@ Five lines make a plain PyTorch program distributed:
 from mpisparse import wire
 from mpisparse.checkpoint import Checkpointer
 from mpisparse.comm import Communicator, world
+from mpisparse.divergence import Divergence, check_replicas
 from mpisparse.errors import (
     CheckpointError,
     CommError,
     ConfigError,
     DataError,
+    HangError,
     LaunchError,
     MpiSparseError,
     NonFiniteError,
@@ -27,7 +29,7 @@ from mpisparse.errors import (
 from mpisparse.flat import Layout
 from mpisparse.memory import ErrorFeedback, Memory, MomentumCorrection, NoMemory
 from mpisparse.optim import DistributedOptimizer
-from mpisparse.runtime import init
+from mpisparse.runtime import Watchdog, init
 from mpisparse.shard import shard
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import (
@@ -55,9 +57,11 @@ __all__ = [
     "Dense",
     "DenseWarmup",
     "DistributedOptimizer",
+    "Divergence",
     "ErrorFeedback",
     "Exponential",
     "GSpar",
+    "HangError",
     "LaunchError",
     "Layout",
     "Memory",
@@ -72,8 +76,10 @@ __all__ = [
     "TopK",
     "TrackedTopK",
     "Uniform",
+    "Watchdog",
     "Wire",
     "WireError",
+    "check_replicas",
     "init",
     "shard",
     "wire",

@@ -1,11 +1,13 @@
-"""The command line: `mpisparse train`, `sweep`, `config`, `check` and `bench`.
+"""The command line: `mpisparse train`, `sweep`, `config`, `check`, `bench`, `checkpoint` and `explain-hang`.
 
     mpirun -n 4 mpisparse train jobs/digits.toml --set sparsifier.density=0.001
     mpisparse config jobs/digits.toml
     mpirun -n 4 mpisparse check
     mpirun -n 4 mpisparse bench exchange
+    mpisparse checkpoint list runs/digits-001
+    mpisparse explain-hang runs/digits-001
 
-Exit codes: 0 done, 2 usage, 70 an invariant broke, 78 configuration, data or launch.
+Exit codes: 0 done, 2 usage, 70 an invariant broke, 74 a rank did not come, 78 configuration, data or launch.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from rich.table import Table
 from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
+from mpisparse.tools.command import checkpoint
 
 if TYPE_CHECKING:
     from mpisparse.training.study import Study
@@ -41,6 +44,7 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(checkpoint)
 
 
 @cli.command()
@@ -56,7 +60,8 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     from mpisparse.training.configfile import read_config
     from mpisparse.training.run import run_training
 
-    comm, surroundings = start()
+    # The run brings a watchdog of its own, which knows where to write.
+    comm, surroundings = start(watchdog=0)
     with agreed(comm):
         run = read_config(config, settings)
     # To suggest the same run with another sparsifier.
@@ -183,6 +188,18 @@ def check(as_json: bool, directory: Path) -> None:
             table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found + hint)
         Console(highlight=False).print(table)
     raise SystemExit(0 if well else MpiSparseError.exit_code)
+
+
+@cli.command("explain-hang")
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def explain_hang(directory: Path) -> None:
+    """Say which ranks were behind when a watchdog ended a job. DIRECTORY is its crash/, or the run directory above."""
+    from mpisparse.runtime.dump import read_dumps
+    from mpisparse.runtime.hang import explain
+
+    below = directory / "crash"
+    for line in explain(read_dumps(below if below.is_dir() else directory)):
+        click.echo(line)
 
 
 def main() -> None:

@@ -70,3 +70,15 @@ def check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:
             f"{sparsifier!r} has nothing to select from: every tensor has one dimension or is small, and the layout "
             "sends those whole. Use Layout(dense_vectors=False, dense_below=0)"
         )
+
+
+def refuse_strangers(optimizer: Optimizer, flat: FlatGradients) -> None:
+    """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
+    known = {id(slot.parameter) for slot in flat.slots}
+    for number, group in enumerate(optimizer.param_groups):
+        for place, parameter in enumerate(group["params"]):
+            if parameter.grad is not None and id(parameter) not in known:
+                raise ConfigError(
+                    f"parameter {place} of group {number}, of shape {tuple(parameter.shape)}, has a gradient but "
+                    "was frozen or absent when the optimizer was wrapped: wrap it again after unfreezing or adding"
+                )

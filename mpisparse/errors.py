@@ -8,6 +8,7 @@
     ├── CommError                  70  a buffer does not fit what is to travel
     ├── RankMismatchError          70  the ranks hold or do different things
     ├── NonFiniteError             70  a gradient holds NaN or infinity
+    ├── HangError                  74  a rank did not come where the others wait for it
     └── CheckpointError            70  a checkpoint is missing, damaged or does not fit
 
 Every message says what happened, on which rank, the value, the rule, and the way out.
@@ -58,6 +59,12 @@ class RankMismatchError(MpiSparseError):
 
 class NonFiniteError(MpiSparseError):
     """A gradient holds NaN or infinity."""
+
+
+class HangError(MpiSparseError):
+    """A rank did not come where the others wait for it. Said by the watchdog, which then ends the job."""
+
+    exit_code = 74
 
 
 class CheckpointError(MpiSparseError):

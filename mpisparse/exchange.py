@@ -12,12 +12,14 @@ from torch import Tensor
 
 from mpisparse import random, wire
 from mpisparse.collectives import Collective, DenseMean
-from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, alike
+from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, WireError, alike
+from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
 from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
 from mpisparse.phases import Phases
+from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
 
@@ -72,6 +74,7 @@ class GradientExchange:
         seed: int = 0,
         resparsifier: Sparsifier | None = None,
         gauge: bool = False,
+        faults: Faults | None = None,
     ) -> None:
         self.flat = flat
         self.sparsifier = sparsifier
@@ -85,8 +88,19 @@ class GradientExchange:
         self.seed = seed
         self.resparsifier = resparsifier
         self.gauge = gauge
-        self.step = 0
+        self.faults = faults
+        self._step = 0
         self._squares = (0.0, 0.0)
+
+    @property
+    def step(self) -> int:
+        """Return how many exchanges there were."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        self.collective.comm.lane.recorder.step = step
 
     @property
     def changes_nothing(self) -> bool:
@@ -160,7 +174,7 @@ class GradientExchange:
             source.sent(decoded)
             if self.gauge:
                 self._note_squares(before, HostSource(decoded.values).square())
-        return message
+        return message if self.faults is None else self.faults.message(self.step, bucket.index, message)
 
     def _note_squares(self, before: float, after: float) -> None:
         self._squares = (self._squares[0] + before, self._squares[1] + after)
@@ -186,10 +200,7 @@ class GradientExchange:
         """Put the mean of all ranks' messages into the bucket, and return how many entries this rank's own has."""
         with self.phases("decode"):
             comm = self.collective.comm
-            sparse = [
-                wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
-                for rank, message in enumerate(messages)
-            ]
+            sparse = [self._decode(message, bucket, rank) for rank, message in enumerate(messages)]
             # The memory left zeros here.
             bad = mean_into(self.flat.vector[bucket.place], sparse, comm.size)
             if bad is not None:
@@ -197,6 +208,18 @@ class GradientExchange:
             if self.resparsifier is not None:
                 self._resparsify(bucket, self.resparsifier.at(self.step))
             return sparse[comm.rank].count
+
+    def _decode(self, message: Bytes, bucket: Bucket, rank: int) -> SparseVector:
+        """Return what a rank's message holds, or raise WireError with all that is known of where it came from."""
+        try:
+            return wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
+        except WireError as error:
+            comm = self.collective.comm
+            raise WireError(
+                f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} "
+                f"after {self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on "
+                "from a checkpoint, and if it comes again look at that node's memory and network"
+            ) from error
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
         """Replace the mean by a sparser one, the same on all ranks: their one random stream is no rank's own."""

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
-from mpisparse.combinations import check_anything_sparse, check_options, check_resparsify, check_samples
+from mpisparse.combinations import (
+    check_anything_sparse,
+    check_options,
+    check_resparsify,
+    check_samples,
+    refuse_strangers,
+)
 from mpisparse.comm import Communicator, agreed, world
+from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
+from mpisparse.faults import faults_of
 from mpisparse.flat import FlatGradients, Layout
 from mpisparse.memory import Memory, NoMemory, default_memory
 from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
@@ -66,6 +74,9 @@ class DistributedOptimizer(Optimizer):
             decision on all ranks (the paper's Algorithm 1). It adds variance, and saves nothing where every rank gets
             all messages, as here: it is there to study what a server that sends the average back would do.
         gauge: measure squared norms before and after sparsification, in `traffic.squares`, at the cost of a pass.
+        check_replicas: steps after which all ranks compare their parameters and the optimizer's state, bit by bit, at
+            the cost of a pass over them; 0 never does.
+        diverged: what to do when they differ: "raise", or "broadcast" what most ranks hold, and say so.
         seed: seed of the random choices, the same on all ranks.
         comm: the ranks; those that the launcher started by default.
         phases: where to add up times.
@@ -93,6 +104,8 @@ class DistributedOptimizer(Optimizer):
         say: Callable[[str], None] | None = None,
         resparsify: Sparsifier | None = None,
         gauge: bool = False,
+        check_replicas: int = 100,
+        diverged: Diverged = "raise",
         seed: int = 0,
         comm: Communicator | None = None,
         phases: Phases | None = None,
@@ -100,15 +113,21 @@ class DistributedOptimizer(Optimizer):
         sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
         memory = memory or default_memory(sparsifier)
         self.optimizer = optimizer
-        self.comm = (comm or world()).duplicate()
+        self.comm = (comm or world()).duplicate("optimizer")
         with agreed(self.comm):
             if isinstance(optimizer, DistributedOptimizer):
                 raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
             check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
             check_resparsify(resparsify)
             check_overlap(overlap, nonfinite, self.comm.thread_level)
+            self._replicas = ReplicaCheck(
+                model, optimizer, self.comm, every=check_replicas, diverged=diverged, say=say or say_on_stderr
+            )
+            self._faults = faults_of(self.comm.rank)
         self.phases = phases or Phases()
+        #: Steps that were skipped, and where the gradient of the last one held NaN or infinity.
         self.skipped = 0
+        self.skipped_because = ""
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
         #: Seconds that messages of the last exchange were in the air while this rank computed.
         self.hidden_seconds = 0.0
@@ -117,7 +136,7 @@ class DistributedOptimizer(Optimizer):
         self._skip = False
         self._accumulating = False
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}"]
+        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}", self._replicas]
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
@@ -126,18 +145,19 @@ class DistributedOptimizer(Optimizer):
             rehearse_together(self.comm, resparsify, NoMemory(), wire)
         news = rehearse_together(self.comm, sparsifier, memory, wire)
         if self.comm.rank == 0:
-            (say or say_on_stderr)(news)
+            self._replicas.say(news)
         self.exchange = GradientExchange(
             self.flat,
             sparsifier=sparsifier,
             memory=memory,
             wire=wire,
-            collective=Allgatherv(self.comm.duplicate()),
+            collective=Allgatherv(self.comm.duplicate("messages")),
             dense_mean=DENSE_MEANS[dense](self.comm),
             phases=self.phases,
             seed=seed,
             resparsifier=resparsify,
             gauge=gauge,
+            faults=self._faults,
         )
         self._early = Early(
             self.exchange,
@@ -163,8 +183,8 @@ class DistributedOptimizer(Optimizer):
         self._early.expect(samples)
 
     def say_with(self, say: Callable[[str], None]) -> None:
-        """Have `say` take the line that tells how overlap="auto" decided."""
-        self._early.choice.say = say
+        """Have `say` take the lines that tell how overlap="auto" decided, and of replicas that were mended."""
+        self._replicas.say = self._early.choice.say = say
 
     def synchronize(self, *, samples: int | None = None) -> None:
         """Exchange the gradients now, so that they can be looked at or clipped before `step`. Collective.
@@ -208,6 +228,11 @@ class DistributedOptimizer(Optimizer):
         with self.phases("apply"):
             if not self._skip:
                 self.optimizer.step()
+        if self._faults is not None:
+            self._faults.parameters(self.exchange.step - 1, [(slot.name, slot.parameter) for slot in self.flat.slots])
+        if not self._skip:
+            with self.phases("agree"):
+                self._replicas.step_ended(self.exchange.step)
         self._synchronized = self._skip = False
         self._early.step_ended()
         self._watch()
@@ -244,11 +269,15 @@ class DistributedOptimizer(Optimizer):
         early, sender = self._early, self._early.sender
         sender.refuse_if_broken()
         check_samples(samples)
+        if self._faults is not None:
+            self._faults.before_exchange(self.exchange.step)
         news = early.news(samples)
         overlaps = News.OVERLAPS in news
         with self.phases("compute"):
             present = self.flat.collect(sender.sent_slots())
-            self._refuse_strangers()
+            refuse_strangers(self.optimizer, self.flat)
+            if self._faults is not None:
+                self._faults.gradient(self.exchange.step, self.flat.buffer)
             if scale is not None:
                 self.flat.buffer /= float(scale)
         if overlaps:
@@ -259,6 +288,7 @@ class DistributedOptimizer(Optimizer):
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
         had_messages = bool(self.exchange.sparse_buckets())
         if clearance.skip:
+            self.skipped_because = clearance.bad
             self._skip_exchange()
         else:
             self._average(clearance, overlaps, unscaled=scale is None)
@@ -319,17 +349,6 @@ class DistributedOptimizer(Optimizer):
         if not self._synchronized:
             self._early.sender.final(number, last=not self._accumulating)
 
-    def _refuse_strangers(self) -> None:
-        """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
-        known = {id(slot.parameter) for slot in self.flat.slots}
-        for number, group in enumerate(self.param_groups):
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None and id(parameter) not in known:
-                    raise ConfigError(
-                        f"parameter {place} of group {number}, of shape {tuple(parameter.shape)}, has a gradient but "
-                        "was frozen or absent when the optimizer was wrapped: wrap it again after unfreezing or adding"
-                    )
-
     # What makes it a torch optimizer: everything but the step is the wrapped one's ------------------------------------
 
     @property
@@ -373,6 +392,11 @@ class DistributedOptimizer(Optimizer):
         if name == "optimizer":
             raise AttributeError(name)
         return getattr(self.optimizer, name)
+
+    @property
+    def mended(self) -> list[Divergence]:
+        """Return what `check_replicas` found, and replaced by what most ranks held."""
+        return self._replicas.mended
 
     def describe(self) -> str:
         """Return one line for people: what is trained, what is sent, and what is kept."""

@@ -43,7 +43,7 @@ class Clearance:
 
     present: parameters that have a gradient on some rank, bool of shape (len(slots),).
     share: factor that makes the plain mean over ranks a mean over samples: samples here * ranks / samples in all.
-    skip: the step is not to be taken, on any rank.
+    skip: the step is not to be taken, on any rank. bad: where gradients hold NaN or infinity, if any do.
     news: what any rank had to tell.
     """
 
@@ -51,6 +51,7 @@ class Clearance:
     share: float
     skip: bool
     news: News
+    bad: str = ""
 
 
 def clear_for_exchange(
@@ -95,7 +96,8 @@ def clear_for_exchange(
         raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step, told)))
     union = np.bitwise_or.reduce(reports[:, _PRESENT:], axis=0)
     share = _share(comm, reports[:, _SAMPLES])
-    return Clearance(_unpack(union, present.size), share, skip=bool((bad != _NONE).any()), news=told)
+    skip, where = bool((bad != _NONE).any()), _bad_places(flat, bad)
+    return Clearance(_unpack(union, present.size), share, skip=skip, news=told, bad=where)
 
 
 def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
@@ -151,8 +153,7 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 
 
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
-    places = [f"rank {rank} in {flat.where(int(entry))}" for rank, entry in enumerate(bad) if entry != _NONE]
-    found = f"after {step} steps the gradient holds NaN or infinity on {'; '.join(places)}. "
+    found = f"after {step} steps the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
     if News.OVERLAPS in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "
@@ -162,6 +163,11 @@ def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int
         "Nothing was sent and no parameter changed. Look at that rank's loss and data, lower the learning rate, or "
         'skip such steps on all ranks with nonfinite="skip" (the right setting beside a GradScaler)'
     )
+
+
+def _bad_places(flat: FlatGradients, bad: NDArray[np.int64]) -> str:
+    places = [f"rank {rank} in {flat.where(int(entry))}" for rank, entry in enumerate(bad) if entry != _NONE]
+    return "; ".join(places)
 
 
 def _share(comm: Communicator, samples: NDArray[np.int64]) -> float:

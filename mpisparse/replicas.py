@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import zlib
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mpisparse.comm import Communicator, require_same
+from mpisparse.kernels.checksum import checksum
 
 
 def make_replicas(
@@ -76,12 +76,14 @@ def state_of(optimizer: Optimizer) -> list[str]:
     """Return a line for each tensor that the optimizer holds already, with its checksum."""
     states = [optimizer.state.get(p, {}) for group in optimizer.param_groups for p in group["params"]]
     return [
-        f"state {number}, {name}: checksum {_checksum(value)}"
+        f"state {number}, {name}: checksum {bits_of(value)}"
         for number, state in enumerate(states)
         for name, value in sorted(state.items())
         if isinstance(value, Tensor)
     ]
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+def bits_of(tensor: Tensor) -> int:
+    """Return a checksum of 64 bits of a tensor of any type, on any device."""
+    host = tensor.detach().cpu().contiguous().reshape(-1)
+    return checksum(host.view(torch.uint8).numpy())

@@ -9,23 +9,43 @@ audit         what a file may hold
 hdf5          a tree in a file
 manifest      the files of a checkpoint, and their digests
 directory     the checkpoints of a run
+saved         one on the disk, to be read by any number of ranks
 checkpointer  saves and restores
+reshape       what each rank takes over when their number changes
+norms         how large memories are, before and after that
+flaws         all that is wrong with one
+writer        one made of another
 """
 
-from mpisparse.checkpoint.checkpointer import Checkpointer, Restored
+from mpisparse.checkpoint.checkpointer import Checkpointer, Reshape, Restored
 from mpisparse.checkpoint.directory import list_checkpoints, step_of
+from mpisparse.checkpoint.flaws import find_flaws
 from mpisparse.checkpoint.hdf5 import read_tree, write_tree
 from mpisparse.checkpoint.manifest import FileEntry, Manifest, read_manifest, verify
+from mpisparse.checkpoint.norms import Norms, Tally
+from mpisparse.checkpoint.reshape import Residual, reshape_exchange
+from mpisparse.checkpoint.saved import Saved, find_checkpoints, open_checkpoint
+from mpisparse.checkpoint.writer import write_alike
 
 __all__ = [
     "Checkpointer",
     "FileEntry",
     "Manifest",
+    "Norms",
+    "Reshape",
+    "Residual",
     "Restored",
+    "Saved",
+    "Tally",
+    "find_checkpoints",
+    "find_flaws",
     "list_checkpoints",
+    "open_checkpoint",
     "read_manifest",
     "read_tree",
+    "reshape_exchange",
     "step_of",
     "verify",
+    "write_alike",
     "write_tree",
 ]

@@ -79,7 +79,7 @@ class ArrayEntry:
         if not isinstance(shape, list) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
             raise CheckpointError(f"the structure is damaged: {shape!r:.80} is no shape")
         entry = ArrayEntry(dataset, dtype, tuple(shape))
-        named = isinstance(dataset, str) and _DATASET.fullmatch(dataset) is not None
+        named = isinstance(dataset, str) and is_dataset_name(dataset)
         if not named and (dataset is not None or entry.numel > 0):
             raise CheckpointError(f"the structure is damaged: {dataset!r:.80} is no name of a dataset")
         if named and entry.numel == 0:
@@ -90,6 +90,11 @@ class ArrayEntry:
 def dataset_name(index: int, path: str) -> str:
     """Return the name of dataset `index`: its number, which makes it unique, then a readable label."""
     return f"{index:06d}.{re.sub(r'[^A-Za-z0-9._-]', '_', path)[:100]}"
+
+
+def is_dataset_name(name: str) -> bool:
+    """Return True for a name that `dataset_name` could give."""
+    return _DATASET.fullmatch(name) is not None
 
 
 def tensor_flaw(tensor: torch.Tensor) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mpisparse.checkpoint.arrays import CARRIERS
+from mpisparse.checkpoint.arrays import CARRIERS, is_dataset_name
 from mpisparse.errors import CheckpointError
 
 STRUCTURE = "structure"
@@ -48,7 +48,11 @@ def audit(file: h5py.File, file_bytes: int) -> dict[str, Declared]:
         raise CheckpointError(f"{ARRAYS} is not a group")
     _refuse_attributes(group, ARRAYS)
     declared = {STRUCTURE: _declared(root, STRUCTURE)}
+    if declared[STRUCTURE].dtype != np.uint8 or len(declared[STRUCTURE].shape) != 1:
+        raise CheckpointError(f"{STRUCTURE} is not one row of uint8")
     for name in sorted(_hard_links(group, f"{ARRAYS}/")):
+        if not is_dataset_name(name):
+            raise CheckpointError(f"{ARRAYS} holds {name!r:.100}, which is no name of an array")
         declared[name] = _declared(group, name)
     total = sum(dataset.stored_bytes for dataset in declared.values())
     if total > file_bytes:

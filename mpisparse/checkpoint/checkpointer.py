@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.checkpoint.directory import begin, list_checkpoints, prune, publish, remove, settle, write_durably
-from mpisparse.checkpoint.hdf5 import read_tree, reason, write_tree
+from mpisparse.checkpoint.hdf5 import reason, write_tree
 from mpisparse.checkpoint.manifest import (
     MANIFEST,
     STATE,
-    STEP_NAME,
     FileEntry,
     Manifest,
     rank_file,
     read_manifest,
-    verify_file,
     verify_listing,
 )
+from mpisparse.checkpoint.saved import Saved, find_checkpoints
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.comm import Communicator, agreed, from_root, gather_json, require_same, solo
 from mpisparse.errors import CheckpointError, ConfigError, alike
+
+#: Makes a rank's tree of a checkpoint of another number of ranks; called with it, the rank, and how many there are.
+Reshape = Callable[[Saved, int, int], Tree]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,10 @@ class Restored:
 
     step: the optimizer steps done when it was saved.
     replicated: the tree that rank 0 saved, on every rank.
-    per_rank: the tree that this rank saved.
+    per_rank: the tree that this rank saved, or what `reshape` made of those of another number of ranks.
     path: its directory.
     skipped: the newer checkpoints that were damaged, one line each: its name and what is wrong with it.
+    ranks: how many ranks saved it.
     """
 
     step: int
@@ -42,6 +45,7 @@ class Restored:
     per_rank: Tree
     path: Path
     skipped: list[str]
+    ranks: int
 
 
 class Checkpointer:
@@ -108,12 +112,15 @@ class Checkpointer:
         from_root(self._comm, lambda: self._tidy(final))
         return final
 
-    def restore(self, which: str | Path = "auto") -> Restored | None:
+    def restore(self, which: str | Path = "auto", *, reshape: Reshape | None = None) -> Restored | None:
         """Return the newest checkpoint that is whole, or None when there has never been one. Collective.
 
         Args:
             which: "auto" for the newest of this checkpointer's directory; else the directory of one checkpoint, or one
                 that holds checkpoints, or a run's, that holds them in `checkpoints`.
+            reshape: makes this rank's tree of a checkpoint of another number of ranks, of which it may read whatever it
+                needs, `saved.rank(0)` to `saved.rank(saved.ranks - 1)`. It must not speak to other ranks. Without it
+                another number is refused.
 
         Raises:
             CheckpointError: none of those there are is whole, it was saved by another number of ranks, or `which` is a
@@ -123,7 +130,7 @@ class Checkpointer:
         candidates = [Path(path) for path in from_root(self._comm, lambda: self._listed(which))]
         skipped: list[str] = []
         for path in candidates:
-            restored = self._try(path, skipped)
+            restored = self._try(path, skipped, reshape)
             if restored is not None:
                 return restored
         if not candidates:
@@ -194,19 +201,10 @@ class Checkpointer:
 
     def _candidates(self, which: str | Path) -> list[str]:
         """Return the directories to try, best first."""
-        if which == "auto":
-            return [str(path) for path in reversed(list_checkpoints(self.directory))]
-        path = Path(which).absolute()
-        if (path / MANIFEST).exists() or (STEP_NAME.fullmatch(path.name) and path.is_dir()):
-            return [str(path)]
-        found = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
-        if not found:
-            raise CheckpointError(
-                f"{path} is no checkpoint and holds none: give the directory of one, such as .../step-00001000"
-            )
+        found = list_checkpoints(self.directory) if which == "auto" else find_checkpoints(which)
         return [str(path) for path in reversed(found)]
 
-    def _try(self, path: Path, skipped: list[str]) -> Restored | None:
+    def _try(self, path: Path, skipped: list[str], reshape: Reshape | None) -> Restored | None:
         """Return the checkpoint at `path`, or None when it is damaged, having added what is wrong to `skipped`."""
         try:
             manifest = self._manifest(path)
@@ -214,13 +212,14 @@ class Checkpointer:
             skipped.append(f"{path.name}: {error}")
             return None
         # A whole checkpoint of another number of ranks is not passed over: going on to an older one would hide it.
-        self._require_size(path, manifest)
+        if reshape is None:
+            self._require_size(path, manifest)
         try:
-            replicated, per_rank = self._load(path, manifest)
+            replicated, per_rank = self._load(Saved(path, manifest), reshape)
         except CheckpointError as error:
             skipped.append(f"{path.name}: {error}")
             return None
-        return Restored(manifest.step, replicated, per_rank, path, skipped)
+        return Restored(manifest.step, replicated, per_rank, path, skipped, manifest.ranks)
 
     def _manifest(self, path: Path) -> Manifest:
         """Return the manifest as rank 0 reads it, so that all ranks hold their files against the same one."""
@@ -237,17 +236,21 @@ class Checkpointer:
             raise alike(
                 CheckpointError(
                     f"{path} was saved with {manifest.ranks} ranks, but {self._comm.size} are running: "
-                    f"run with {manifest.ranks} ranks"
+                    f"run with {manifest.ranks} ranks, or allow another number: checkpoint.reshape in a run's "
+                    "configuration, restore(reshape=...) in a program"
                 )
             )
 
-    def _load(self, path: Path, manifest: Manifest) -> tuple[Tree, Tree]:
-        """Return the replicated tree and this rank's, both verified, on every rank or on none."""
+    def _load(self, saved: Saved, reshape: Reshape | None) -> tuple[Tree, Tree]:
+        """Return the replicated tree and this rank's, all that was read verified, on every rank or on none."""
         trees: list[Tree] = []
+        rank, size = self._comm.rank, self._comm.size
         with agreed(self._comm):
-            for name in (STATE, rank_file(self._comm.rank)):
-                verify_file(path, manifest.entry(name))
-                trees.append(read_tree(path / name))
+            trees.append(saved.replicated())
+            if reshape is None or saved.ranks == size:
+                trees.append(saved.rank(rank))
+            else:
+                trees.append(reshape(saved, rank, size))
         return trees[0], trees[1]
 
 

@@ -110,10 +110,14 @@ def prune(final: Path, keep: int) -> None:
     step = step_of(final)
     earlier = [path for path in list_checkpoints(final.parent) if step_of(path) <= step]
     for path in earlier[:-keep]:
-        # Renamed first, so that what a crash leaves of it never looks like a damaged checkpoint.
-        doomed = path.with_name(f"{step_name(step_of(path))}.tmp")
-        os.rename(path, doomed)
-        remove(doomed)
+        discard(path)
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint. It is renamed first, so that what a crash leaves of it never looks like a damaged one."""
+    doomed = path.with_name(f"{step_name(step_of(path))}.tmp")
+    os.rename(path, doomed)
+    remove(doomed)
 
 
 def remove(path: Path) -> None:

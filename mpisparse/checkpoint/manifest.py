@@ -106,17 +106,28 @@ def read_manifest(path: Path | str) -> Manifest:
 
 def verify_listing(path: Path, manifest: Manifest) -> None:
     """Raise CheckpointError unless directory `path` holds the manifest's files and no others, each of its length."""
+    flaws = listing_flaws(path, manifest)
+    if flaws:
+        raise CheckpointError(next(iter(flaws.values())))
+
+
+def listing_flaws(path: Path, manifest: Manifest) -> dict[str, str]:
+    """Return what is wrong with the names and lengths of the files in directory `path`, by the file's name."""
     expected = {MANIFEST, *(entry.name for entry in manifest.files)}
     try:
         found = set(os.listdir(path))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be listed: {error.strerror}") from error
-    if missing := expected - found:
-        raise CheckpointError(f"{min(missing)} is missing")
-    if extra := found - expected:
-        raise CheckpointError(f"{min(extra)} does not belong to the checkpoint: remove it if you put it there")
+        return {path.name: f"{path} cannot be listed: {error.strerror}"}
+    flaws = {name: f"{name} is missing" for name in sorted(expected - found)}
+    for name in sorted(found - expected):
+        flaws[name] = f"{name} does not belong to the checkpoint: remove it if you put it there"
     for entry in manifest.files:
-        _check_length(path, entry)
+        if entry.name in found:
+            try:
+                _check_length(path, entry)
+            except CheckpointError as error:
+                flaws[entry.name] = str(error)
+    return flaws
 
 
 def verify_file(path: Path, entry: FileEntry) -> None:

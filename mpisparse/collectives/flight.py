@@ -40,8 +40,10 @@ class Flights:
     """
 
     def __init__(self, comm: Communicator) -> None:
-        self.lengths = comm.duplicate()
-        self.payloads = comm.duplicate()
+        self.lengths = comm.duplicate("lengths sent early")
+        self.payloads = comm.duplicate("messages sent early")
+        #: Where the recorder notes that this rank waits for a flight; the calls themselves go on beside it.
+        self.landings = comm.lane.recorder.lane("landing")
         self._rooms: list[Bytes] = []
 
     def begin(self, groups: int) -> Flight:
@@ -104,7 +106,8 @@ class Flight:
             MpiSparseError: the thread's error, such as a buffer that does not fit.
         """
         self._awaited = True
-        self._landed[group].wait()
+        with self._flights.landings.call("wait", group=group):
+            self._landed[group].wait()
         if self._error is not None:
             raise self._error
         return self._received[group]

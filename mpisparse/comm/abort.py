@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import atexit
 import fcntl
 import os
 import stat
@@ -10,6 +11,7 @@ import sys
 import termios
 import threading
 import traceback
+from collections.abc import Callable
 from time import monotonic, sleep
 from types import TracebackType
 from typing import NoReturn, TextIO
@@ -17,17 +19,25 @@ from typing import NoReturn, TextIO
 from mpi4py import MPI
 from mpi4py.run import set_abort_status
 
+from mpisparse.comm.base import Communicator
+from mpisparse.comm.recorder import ENDED
 from mpisparse.errors import MpiSparseError
+
+#: Seconds between looks whether the others have ended, too.
+_GOODBYE_PAUSE = 0.01
 
 #: Seconds that a launcher gets to read what a rank said last; it reads within milliseconds unless the machine is full.
 _HEARD_LIMIT = 5.0
 
 
-def install_abort_hook(rank: int, size: int) -> None:
+def install_abort_hook(rank: int, size: int, before: Callable[[], object] = lambda: None) -> None:
     """Make an uncaught exception print its traceback with the rank on every line, and end the job.
 
     Needs no `python -m mpi4py`. So does `sys.exit` with a status that is not 0. Errors that all ranks raise alike are
     printed by rank 0 alone.
+
+    Args:
+        before: called when it is settled that this process will end the job as it exits.
     """
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -40,6 +50,7 @@ def install_abort_hook(rank: int, size: int) -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         report(kind, error, trace)
         if size > 1:
+            before()
             set_abort_status(error)
 
     def thread_hook(args: threading.ExceptHookArgs) -> None:
@@ -54,12 +65,35 @@ def install_abort_hook(rank: int, size: int) -> None:
         # Nobody tells an exit hook the status, and a rank that left with one would be waited for when MPI ends.
         in_main = threading.current_thread() is threading.main_thread()
         if size > 1 and in_main and status not in (None, 0):
+            before()
             set_abort_status(SystemExit(status))
         raise SystemExit(status)
 
     sys.exit = leave
     sys.excepthook = hook
     threading.excepthook = thread_hook
+
+
+def install_goodbye(comm: Communicator, limit: float) -> Callable[[], None]:
+    """Make a rank whose program has ended wait for the others in Python, and return what waits. Collective.
+
+    MPI waits for them too, but only after the interpreter has gone, when nothing of this process can say that it has
+    ended while another rank waits for it.
+
+    Args:
+        limit: seconds after which it goes on to MPI's own waiting, which has none.
+    """
+    leaving, process = comm.duplicate(ENDED), os.getpid()
+
+    def goodbye() -> None:
+        if os.getpid() != process or MPI.Is_finalized():
+            return
+        everyone, give_up = leaving.start_allgather([0]), monotonic() + limit
+        while not everyone.test() and monotonic() < give_up:
+            sleep(_GOODBYE_PAUSE)
+
+    atexit.register(goodbye)
+    return goodbye
 
 
 def abort_job(code: int) -> None:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mpisparse.comm.recorder import Call, Recorder
 from mpisparse.comm.window import Window, WindowKind
 from mpisparse.errors import CommError, ConfigError, alike
 
@@ -46,10 +47,15 @@ class Pending(ABC, Generic[Result]):
     def __init__(self, result: Result) -> None:
         self._result = result
         self._ended = False
+        #: What the recorder knows of this call, which ends there when it ends here.
+        self.call: Call | None = None
 
     def test(self) -> bool:
         """Move what can be moved, and return True once the result is there. Never waits."""
-        self._ended = self._ended or self._test()
+        if not self._ended and self._test():
+            self._ended = True
+            if self.call is not None:
+                self.call.end()
         return self._ended
 
     @property
@@ -77,6 +83,7 @@ class Communicator(ABC):
     - `out` is handed back filled; it must not be read by another thread meanwhile.
     - Calls that are started (`start_...`) have to be so in the same order on all ranks, among themselves and with the
       other calls of this communicator. Where threads call, give each a duplicate, and look at `thread_level`.
+    - Every call is noted in `lane`, whose recorder all duplicates share: a watchdog reads there who waits since when.
     """
 
     rank: int
@@ -86,20 +93,21 @@ class Communicator(ABC):
         self.rank = rank
         self.size = size
         self._call_limit = call_limit
+        self.lane = Recorder().lane("world")
 
     # What every implementation brings -------------------------------------------------------------------------------
 
     @abstractmethod
-    def duplicate(self) -> Communicator:
-        """Return a communicator of the same ranks whose traffic never meets this one's."""
+    def _duplicate(self) -> Communicator:
+        """Return what `duplicate` returns."""
 
     @abstractmethod
     def free(self) -> None:
         """Give back this communicator and all duplicates of it, of which none may be used afterwards."""
 
     @abstractmethod
-    def describe(self) -> Description:
-        """Return the MPI library, its thread level, and how the ranks lie on nodes."""
+    def _describe(self) -> Description:
+        """Return what `describe` returns."""
 
     @property
     @abstractmethod
@@ -107,7 +115,7 @@ class Communicator(ABC):
         """Return what MPI allows threads: "single", "funneled", "serialized" or "multiple"."""
 
     @abstractmethod
-    def barrier(self) -> None:
+    def _barrier(self) -> None:
         """Return when every rank has called it."""
 
     @abstractmethod
@@ -152,9 +160,32 @@ class Communicator(ABC):
 
     # What callers use -----------------------------------------------------------------------------------------------
 
+    def duplicate(self, name: str = "") -> Communicator:
+        """Return a communicator of the same ranks whose traffic never meets this one's.
+
+        Args:
+            name: what to call it where a hang is explained; this one's name by default.
+        """
+        with self.lane.call("duplicate"):
+            fresh = self._duplicate()
+        fresh.lane = self.lane.recorder.lane(name or self.lane.name)
+        return fresh
+
+    def describe(self) -> Description:
+        """Return the MPI library, its thread level, and how the ranks lie on nodes."""
+        with self.lane.call("describe"):
+            return self._describe()
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        with self.lane.call("barrier"):
+            self._barrier()
+
     def allgather(self, array: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the integers of all ranks, int64 of shape (size, len(array)), the length being the same on all."""
-        return self._allgather(np.ascontiguousarray(array, np.int64))
+        array = np.ascontiguousarray(array, np.int64)
+        with self.lane.call("allgather"):
+            return self._allgather(array)
 
     def allgatherv(self, payload: Bytes, counts: Counts, out: Bytes | None = None) -> Bytes:
         """Return the payloads of all ranks, packed in rank order: the first `counts.sum()` bytes of `out`.
@@ -168,10 +199,11 @@ class Communicator(ABC):
             CommError: a buffer does not fit; nothing was sent.
         """
         out = self._check_gather(payload, counts, out)
-        if self.fits_one_call(counts):
-            self._allgatherv(payload, counts, out)
-        else:
-            self._allgatherv_in_rounds(payload, counts, out)
+        with self.lane.call("allgatherv", counts):
+            if self.fits_one_call(counts):
+                self._allgatherv(payload, counts, out)
+            else:
+                self._allgatherv_in_rounds(payload, counts, out)
         return out
 
     def fits_one_call(self, counts: Counts) -> bool:
@@ -180,7 +212,11 @@ class Communicator(ABC):
 
     def start_allgather(self, array: Sequence[int] | NDArray[np.int64]) -> Pending[NDArray[np.int64]]:
         """Start an `allgather`, and return the call in progress."""
-        return self._start_allgather(np.array(array, np.int64))
+        array = np.array(array, np.int64)
+        call = self.lane.start("started allgather")
+        pending = self._start_allgather(array)
+        pending.call = call
+        return pending
 
     def start_allgatherv(self, payload: Bytes, counts: Counts, out: Bytes | None = None) -> Pending[Bytes]:
         """Start an `allgatherv`, and return the call in progress. Arguments are those of `allgatherv`.
@@ -194,7 +230,10 @@ class Communicator(ABC):
                 f"rank {self.rank}: {out.size} bytes are more than one started Allgatherv may move "
                 f"({self._call_limit}): use allgatherv, which takes several calls"
             )
-        return self._start_allgatherv(payload, counts, out)
+        call = self.lane.start("started allgatherv", counts)
+        pending = self._start_allgatherv(payload, counts, out)
+        pending.call = call
+        return pending
 
     def alltoallv(self, payload: Bytes, counts: Counts, out_counts: Counts, out: Bytes | None = None) -> Bytes:
         """Return the pieces that all ranks have for this one, packed in rank order.
@@ -217,7 +256,8 @@ class Communicator(ABC):
             )
         out = np.empty(incoming, np.uint8) if out is None else out
         self._check_room(out, incoming)
-        self._alltoallv(payload, counts, out[:incoming], out_counts)
+        with self.lane.call("alltoallv", counts):
+            self._alltoallv(payload, counts, out[:incoming], out_counts)
         return out[:incoming]
 
     def allreduce(self, array: NDArray[np.float32]) -> None:
@@ -225,8 +265,9 @@ class Communicator(ABC):
         if array.dtype != np.float32 or not array.flags.c_contiguous:
             raise CommError(f"rank {self.rank}: Allreduce takes contiguous float32, not {array.dtype}")
         step = max(1, self._call_limit // 4)
-        for start in range(0, array.size, step):
-            self._allreduce(array[start : start + step])
+        with self.lane.call("allreduce"):
+            for start in range(0, array.size, step):
+                self._allreduce(array[start : start + step])
 
     def allgather_bytes(self, payload: bytes) -> list[bytes]:
         """Return the byte strings of all ranks, in rank order, of any lengths."""
@@ -238,8 +279,9 @@ class Communicator(ABC):
     def broadcast(self, buffer: Bytes, root: int = 0) -> None:
         """Replace `buffer`, uint8 and of the same length on all ranks, by rank `root`'s."""
         self._check_room(buffer, buffer.size)
-        for start in range(0, buffer.size, self._call_limit):
-            self._broadcast(buffer[start : start + self._call_limit], root)
+        with self.lane.call("broadcast"):
+            for start in range(0, buffer.size, self._call_limit):
+                self._broadcast(buffer[start : start + self._call_limit], root)
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
         """Return what rank `root` gave; the others give None."""
@@ -271,7 +313,8 @@ class Communicator(ABC):
                 )
             )
         shared = kind != "accumulate" and nodes == 1
-        return self._shared_window(numel) if shared else self._accumulate_window(numel)
+        with self.lane.call("open_window"):
+            return self._shared_window(numel) if shared else self._accumulate_window(numel)
 
     # The guard --------------------------------------------------------------------------------------------------------
 

@@ -90,8 +90,7 @@ class LocalCommunicator(Communicator):
         super().__init__(rank, size, call_limit)
         self._meeting = meeting
 
-    def duplicate(self) -> LocalCommunicator:
-        """Return a communicator of the same threads with a meeting place of its own."""
+    def _duplicate(self) -> LocalCommunicator:
         fresh = Meeting(self.size, self._meeting.timeout, self._meeting.family) if self.rank == 0 else None
         meeting = self._meeting.swap(self.rank, fresh)[0]
         return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
@@ -99,8 +98,7 @@ class LocalCommunicator(Communicator):
     def free(self) -> None:
         """Do nothing: threads hold nothing that has to be given back."""
 
-    def describe(self) -> Description:
-        """Return a description that says these ranks are threads."""
+    def _describe(self) -> Description:
         return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)
 
     @property
@@ -108,8 +106,7 @@ class LocalCommunicator(Communicator):
         """Return "multiple": a duplicate can be used by another thread."""
         return "multiple"
 
-    def barrier(self) -> None:
-        """Return when every rank has called it."""
+    def _barrier(self) -> None:
         self._meeting.swap(self.rank, None)
 
     def abort(self, code: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import sys
 from time import perf_counter, sleep
 from typing import TypeVar
 
@@ -9,6 +11,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
+from mpisparse.comm.abort import wait_until_heard
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
 from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
 from mpisparse.comm.window import Window
@@ -28,6 +31,9 @@ _SPIN = 300e-6
 
 #: Seconds between looks after that.
 _PAUSE = 50e-6
+
+#: Seconds that MPI gets to end the job.
+_ABORT_LIMIT = 5.0
 
 
 class MPIPending(Pending[Result]):
@@ -51,19 +57,17 @@ class MPICommunicator(Communicator):
         self._duplicates: list[MPICommunicator] = []
         super().__init__(self._comm.Get_rank(), self._comm.Get_size(), call_limit)
 
-    def duplicate(self) -> MPICommunicator:
-        """Return a communicator of the same ranks whose traffic never meets this one's."""
-        self._duplicates.append(MPICommunicator(self._comm, self._call_limit))
-        return self._duplicates[-1]
-
     def free(self) -> None:
         """Give back this communicator and all duplicates of it. MPI has a few thousand of them in all."""
         while self._duplicates:
             self._duplicates.pop().free()
         self._comm.Free()
 
-    def describe(self) -> Description:
-        """Return the MPI library, its thread level, and how the ranks lie on nodes."""
+    def _duplicate(self) -> MPICommunicator:
+        self._duplicates.append(MPICommunicator(self._comm, self._call_limit))
+        return self._duplicates[-1]
+
+    def _describe(self) -> Description:
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         leader, local_size = node.Get_rank() == 0, node.Get_size()
         node.Free()
@@ -77,12 +81,14 @@ class MPICommunicator(Communicator):
         """Return what MPI allows threads, "multiple" unless the library or mpi4py's settings say otherwise."""
         return _THREAD_LEVELS.get(MPI.Query_thread(), "unknown")
 
-    def barrier(self) -> None:
-        """Return when every rank has called it."""
+    def _barrier(self) -> None:
         self._comm.Barrier()
 
     def abort(self, code: int) -> None:
-        """End every process of the job at once with exit code `code`."""
+        """End every process of the job at once with exit code `code`, once what was said has been heard."""
+        wait_until_heard(sys.stderr)
+        # Should MPI itself be what hangs, this process ends all the same, and the launcher ends the others.
+        faulthandler.dump_traceback_later(_ABORT_LIMIT, exit=True, file=2)
         MPI.COMM_WORLD.Abort(code)
 
     def _allgather(self, array: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
-"""What keeps a run honest: a safe start, thread counts, and the run log."""
+"""What keeps a run honest: a safe start, thread counts, a watchdog, and the run log."""
 
 from mpisparse.runtime.startup import Surroundings, init, start
+from mpisparse.runtime.watchdog import Watchdog
 
-__all__ = ["Surroundings", "init", "start"]
+__all__ = ["Surroundings", "Watchdog", "init", "start"]

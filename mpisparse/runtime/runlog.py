@@ -33,6 +33,7 @@ class StepRecord:
     gradients: sample gradients that all ranks together computed.
     traffic: what the exchange moved. seconds: by phase.
     hidden: seconds that messages were in the air while this rank computed: in no phase, and no part of the step's time.
+    skipped: where the gradient held NaN or infinity, so that no rank took the step; empty when they did.
     """
 
     step: int
@@ -44,6 +45,7 @@ class StepRecord:
     traffic: Traffic
     seconds: dict[str, float]
     hidden: float = 0.0
+    skipped: str = ""
 
     def numbers(self) -> list[float]:
         """Return what differs between ranks, as the columns that `flush` gathers."""
@@ -145,6 +147,7 @@ def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -
         "seconds": _by_phase(seconds.mean(axis=0)),
         "seconds_slowest": _by_phase(seconds.max(axis=0)),
         "hidden_seconds": round(float(hidden.mean()), 9),
+        **({"skipped": record.skipped} if record.skipped else {}),
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 from mpisparse.comm import Communicator, world
 from mpisparse.runtime.threads import share_cores
+from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
 
 
 @dataclass(frozen=True)
@@ -32,31 +35,47 @@ class Surroundings:
         )
 
 
-def init(*, comm: Communicator | None = None, banner: bool = True) -> Communicator:
+def init(
+    *,
+    comm: Communicator | None = None,
+    banner: bool = True,
+    watchdog: float = DEFAULT_LIMIT,
+    crash_directory: str | Path = "crash",
+) -> Communicator:
     """Return the communicator of all ranks, after making the launch safe. Collective; call it first.
 
     - An exception that nobody catches on any rank prints its traceback and ends the whole job.
     - Copies that a launcher started side by side without knowing of each other are refused.
     - Threads are set to this rank's share of the cores, unless OMP_NUM_THREADS is set.
     - Rank 0 says on stderr what it found.
+    - A rank that does not come where the others wait for it ends the job, after a time (see `Watchdog`).
 
     Args:
-        comm: the ranks, when they are not those that the launcher started; the abort hook is theirs to install.
+        comm: the ranks, when they are not those that the launcher started; abort hook and watchdog are theirs to
+            install.
         banner: whether rank 0 prints its line.
+        watchdog: seconds that a rank may wait for the others, whatever for, before the job ends with exit code 74;
+            0 is for ever.
+        crash_directory: where all ranks write what they were doing, when it comes to that.
 
     Raises:
         LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
     """
-    return start(comm, banner)[0]
+    comm, _ = start(comm, banner, watchdog, Path(crash_directory))
+    return comm
 
 
-def start(comm: Communicator | None = None, banner: bool = True) -> tuple[Communicator, Surroundings]:
+def start(
+    comm: Communicator | None = None,
+    banner: bool = True,
+    watchdog: float = DEFAULT_LIMIT,
+    crash_directory: Path = Path("crash"),
+) -> tuple[Communicator, Surroundings]:
     """Return what `init` returns, and what it found."""
     if comm is None:
         comm = world()
-        from mpisparse.comm.abort import install_abort_hook
-
-        install_abort_hook(comm.rank, comm.size)
+        _end_together(comm, watchdog)
+        Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
     place = comm.describe()
     threads, reason = share_cores(comm, place.node)
     surroundings = Surroundings(
@@ -72,6 +91,15 @@ def start(comm: Communicator | None = None, banner: bool = True) -> tuple[Commun
     if banner and comm.rank == 0:
         print(surroundings.banner(), file=sys.stderr, flush=True)
     return comm, surroundings
+
+
+def _end_together(comm: Communicator, limit: float) -> None:
+    """Have this process end the job if it fails, and wait for the others if it does not. Collective."""
+    from mpisparse.comm.abort import install_abort_hook, install_goodbye
+
+    # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
+    goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
+    install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
 
 
 def _count(number: int, noun: str) -> str:

@@ -141,6 +141,8 @@ def build_optimizer(
         overlap=exchange.overlap,
         resparsify=None if config.resparsify is None else build_sparsifier(config.resparsify),
         gauge=exchange.gauge,
+        check_replicas=config.training.check_replicas,
+        diverged=config.training.diverged,
         say=say,
         seed=config.seed,
         comm=comm,

@@ -150,7 +150,7 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
         metrics: of the last evaluation.
         totals: "seconds" by phase (mean over ranks), "hidden" (seconds that messages moved meanwhile), "wall",
             "payload", "received", "dense" (bytes of all ranks),
-            "count" and "entries" of all ranks, "steps".
+            "count" and "entries" of all ranks, "steps", "skipped" of them, "mended" checks of replicas.
         size: ranks.
     """
     seconds = totals["seconds"]
@@ -164,6 +164,7 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
         ("test loss", f"{metrics['loss']:.4f}"),
         ("test accuracy", f"{metrics['accuracy']:.2%}"),
         ("time", f"{totals['wall']:.1f} s for {totals['steps']} steps"),
+        *_troubles(totals),
         ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
         *hidden,
         ("density sent", f"{totals['count'] / max(1, totals['entries']):.2%} of entries"),
@@ -178,6 +179,16 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
                 f"dense would be {bytes_text(totals['dense'] / size)} ({less:.1f} times as much)",
             )
         )
+    return rows
+
+
+def _troubles(totals: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return rows for what should not have happened, and was got over."""
+    rows = []
+    if totals.get("skipped"):
+        rows.append(("skipped", f"{totals['skipped']} steps, as a gradient held NaN or infinity (see metrics.jsonl)"))
+    if totals.get("mended"):
+        rows.append(("replicas mended", f"{totals['mended']} times, as ranks held different bits (see metrics.jsonl)"))
     return rows
 
 

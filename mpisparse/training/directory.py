@@ -22,7 +22,16 @@ from mpisparse.training.configfile import differences, to_toml, to_tree
 from mpisparse.training.optimum import Optimum
 
 #: Keys that a resumed run may change without becoming another run.
-_MAY_CHANGE = ("training.length", "training.evaluate", "training.log_every", "exchange.overlap", "checkpoint.")
+_MAY_CHANGE = (
+    "training.length",
+    "training.evaluate",
+    "training.log_every",
+    "training.watchdog",
+    "training.check_replicas",
+    "training.diverged",
+    "exchange.overlap",
+    "checkpoint.",
+)
 
 
 def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -> Path:

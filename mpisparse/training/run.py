@@ -13,7 +13,7 @@ from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, NonFiniteError
 from mpisparse.phases import NAMES, Phases
-from mpisparse.runtime import Surroundings
+from mpisparse.runtime import Surroundings, Watchdog
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_trainer
@@ -25,6 +25,7 @@ from mpisparse.training.directory import check_same_run, describe_optimum, descr
 from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.kept import Kept
 from mpisparse.training.optimum import Optimum
+from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
 
 
@@ -66,6 +67,33 @@ def run_training(
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
     """
+    # Until the run directory is known, a hang is written down where the program was started.
+    watchdog = Watchdog(comm, limit=config.training.watchdog, directory=(run_dir or Path()).absolute() / "crash")
+    watchdog.start()
+    try:
+        result = _run(comm, surroundings, config, watchdog, run_dir, resume, allow_changes, command, kept, quiet)
+    except MpiSparseError as error:
+        if error.on_all_ranks:
+            watchdog.stop()
+        # Else it goes on: the others may wait for this rank, whose program is about to end.
+        raise
+    watchdog.stop()
+    return result
+
+
+def _run(
+    comm: Communicator,
+    surroundings: Surroundings,
+    config: RunConfig,
+    watchdog: Watchdog,
+    run_dir: Path | None,
+    resume: str,
+    allow_changes: bool,
+    command: str,
+    kept: Kept | None,
+    quiet: bool,
+) -> Result:
+    """Return what `run_training` returns."""
     kept = kept or Kept()
     data, optimum = kept.data(comm, config.data), kept.optimum(comm, config)
     torch.manual_seed(config.seed)
@@ -77,10 +105,11 @@ def run_training(
         return Result(*outcome)
     trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
     directory = open_directory(comm, config, run_dir)
+    watchdog.directory = directory.absolute() / "crash"
     checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
     # Dropout must differ between ranks, and nothing before this may.
     torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
-    resumed = _resume(comm, trainer, checkpointer, resume, None if allow_changes else config)
+    resumed = _resume(comm, trainer, checkpointer, resume, config, allow_changes)
     with agreed(comm):
         if comm.rank == 0:
             describe_run(directory, config, surroundings)
@@ -90,12 +119,17 @@ def run_training(
 
 
 def _resume(
-    comm: Communicator, trainer: Trainer, checkpointer: Checkpointer, resume: str, config: RunConfig | None
+    comm: Communicator,
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    resume: str,
+    config: RunConfig,
+    allow_changes: bool,
 ) -> str:
     """Take up a checkpoint if there is one to take up, and return what to say of it. Collective.
 
     Args:
-        config: what the checkpoint's configuration must agree with, if anything.
+        config: what the checkpoint's configuration must agree with, unless changes are allowed.
     """
     if resume == "never":
         with agreed(comm):
@@ -105,22 +139,26 @@ def _resume(
                     "use another --run-dir, or --resume auto to go on"
                 )
         return ""
-    restored = checkpointer.restore("auto" if resume == "auto" else Path(resume))
+    residual = config.checkpoint.reshape
+    reshaper = None if residual == "refuse" else Reshaper(residual)
+    restored = checkpointer.restore("auto" if resume == "auto" else Path(resume), reshape=reshaper)
     if restored is None:
         return ""
     with agreed(comm):
         _refuse_two_courses(checkpointer.directory, restored)
         try:
             replicated, own = dict(restored.replicated), dict(restored.per_rank)
-            if config is not None:
+            if not allow_changes:
                 check_same_run(restored.path, replicated["config"], config)
             trainer.load_state(replicated, own)
         except (KeyError, ValueError, TypeError) as error:
             if isinstance(error, MpiSparseError):
                 raise
             raise CheckpointError(f"{restored.path} does not fit this run: {error!r}") from error
-    skipped = "".join(f"\nskipped: {reason}" for reason in restored.skipped)
-    return f"resumed from {restored.path} after step {restored.step}{skipped}"
+    lines = [f"resumed from {restored.path} after step {restored.step}"]
+    if reshaper is not None and restored.ranks != comm.size:
+        lines.append(reshaper.describe(restored.ranks, comm.size, comm))
+    return "\n".join([*lines, *(f"skipped: {reason}" for reason in restored.skipped)])
 
 
 def _refuse_two_courses(directory: Path, restored: Restored) -> None:
@@ -151,12 +189,11 @@ class _Run:
         self.comm, self.config, self.directory = comm, config, directory
         self.trainer, self.test, self.checkpointer = trainer, test, checkpointer
         self.optimum = optimum
-        self.steps = config.training.length.steps(per_epoch)
-        self.evaluate_every = config.training.evaluate.steps(per_epoch)
-        self.save_every = config.checkpoint.every.steps(per_epoch)
+        # Those done count as they were done, by whatever number of ranks; those left by this one's epochs.
+        self.steps = trainer.steps_done + config.training.length.steps(per_epoch) - trainer.progress
         self.log = RunLog(directory, comm, trainer.steps_done)
         self.totals: dict[str, Any] = {
-            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries"), 0),
+            **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries", "skipped", "mended"), 0),
             "seconds": dict.fromkeys(NAMES, 0.0),
             "hidden": 0.0,
             "wall": 0.0,
@@ -185,11 +222,13 @@ class _Run:
                     self._leave_log(error)
                     raise
                 self.totals["wall"] += perf_counter() - begin
+                self._note_mended()
                 done = trainer.steps_done
-                if self._due(self.config.training.log_every) or self._due(self.evaluate_every) or done == self.steps:
+                evaluates = trainer.is_due(self.config.training.evaluate)
+                if done % self.config.training.log_every == 0 or evaluates or done == self.steps:
                     self._flush(console)
-                metrics = self._evaluate(console) if self._due(self.evaluate_every) else None
-                if self._due(self.save_every):
+                metrics = self._evaluate(console) if evaluates else None
+                if trainer.is_due(self.config.checkpoint.every):
                     # A resumed run takes up the log where it takes up the state: nothing may be missing in between.
                     self._flush(console)
                     self.log.sync()
@@ -198,7 +237,7 @@ class _Run:
             metrics = metrics or self._evaluate(console)
         if saved < trainer.steps_done:
             self._save()
-        totals = {name: self.totals[name] for name in ("steps", "count", "entries")}
+        totals = {name: self.totals[name] for name in ("steps", "count", "entries", "skipped")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
         # A run may have been stopped between its last checkpoint and this line.
         if trainer.steps_done > self.done_before or not self.log.ended:
@@ -213,9 +252,6 @@ class _Run:
             self.log.flush()
             self.log.close()
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.trainer.steps_done % every == 0
-
     def _flush(self, console: Console) -> None:
         """Write the log of the steps since the last time, and add them to the totals."""
         for line in self.log.flush():
@@ -224,11 +260,18 @@ class _Run:
                 self.totals[name] += line[f"{name}_bytes"]
             self.totals["count"] += line["count"]
             self.totals["entries"] += line["entries"]
+            self.totals["skipped"] += "skipped" in line
             for name in NAMES:
                 self.totals["seconds"][name] += line["seconds"][name]
             self.totals["hidden"] += line["hidden_seconds"]
             self.train_loss = line["loss"]
             console.advance(line["step"], line["epoch"], line["loss"])
+
+    def _note_mended(self) -> None:
+        """Put into the log what replicas were mended of in the last step."""
+        for found in self.trainer.optimizer.mended[self.totals["mended"] :]:
+            self.totals["mended"] += 1
+            self.log.event("mended", self.trainer.steps_done, tensors=list(found.tensors), ranks=list(found.ranks))
 
     def _evaluate(self, console: Console) -> dict[str, float]:
         trainer = self.trainer

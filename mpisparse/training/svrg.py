@@ -73,9 +73,9 @@ class SVRG:
         self._reference: list[Tensor] = []
         self._full: list[Tensor] = []
 
-    def due(self, steps_done: int) -> bool:
-        """Return True when the next step needs a new reference."""
-        return steps_done % self._every == 0
+    def due(self, position: int) -> bool:
+        """Return True when the next step needs a new reference, `position` steps from the start of the data."""
+        return position % self._every == 0
 
     def refresh(self) -> Refreshed:
         """Take the model as the reference, find the full gradient there, and return what that moved. Collective."""

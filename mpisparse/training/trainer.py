@@ -20,6 +20,7 @@ from mpisparse.sampler import Sampler, Share
 from mpisparse.training.config import Training
 from mpisparse.training.data import Dataset
 from mpisparse.training.models import Loss
+from mpisparse.training.section import Duration
 from mpisparse.training.svrg import SVRG, Refreshed
 
 
@@ -54,7 +55,7 @@ class Trainer:
 
     def step(self) -> StepRecord:
         """Take one optimizer step, and return what this rank did in it. Collective."""
-        refreshed = self.svrg.refresh() if self.svrg is not None and self.svrg.due(self.steps_done) else None
+        refreshed = self.svrg.refresh() if self.svrg is not None and self.svrg.due(self.position) else None
         with self.phases("data"):
             share = self.sampler.next()
         with self.phases("compute"):
@@ -64,6 +65,7 @@ class Trainer:
         self.optimizer.expect(samples=samples)
         loss_sum = self._accumulate(share)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        skipped_before = self.optimizer.skipped
         self.optimizer.synchronize(samples=samples)
         self._add_unsent()
         if self.options.clip_norm:
@@ -84,7 +86,27 @@ class Trainer:
             traffic=_with(refreshed, self.optimizer.traffic),
             seconds=self.phases.take(),
             hidden=self.optimizer.hidden_seconds,
+            skipped=self.optimizer.skipped_because if self.optimizer.skipped > skipped_before else "",
         )
+
+    @property
+    def progress(self) -> int:
+        """Return how many of the run's steps are behind it: `steps_done`, unless epochs had other numbers of them.
+
+        A run whose length is in epochs ends with an epoch, and its schedule follows the epochs, whatever number of
+        ranks did the steps so far.
+        """
+        return self.position if self.options.length.unit == "epochs" else self.steps_done
+
+    @property
+    def position(self) -> int:
+        """Return the steps to where the data is now, all by as many ranks as there are."""
+        return (self.sampler.epoch + 1) * self.sampler.steps_per_epoch - self.sampler.steps_left
+
+    def is_due(self, every: Duration) -> bool:
+        """Return True when another length of training has passed with the last step; never for a length of 0."""
+        steps = every.steps(self.sampler.steps_per_epoch)
+        return steps > 0 and (self.position if every.unit == "epochs" else self.steps_done) % steps == 0
 
     def _accumulate(self, share: Share) -> float:
         """Add up the gradient of this rank's mean loss, a microbatch at a time, and return the sum of the losses."""
@@ -155,7 +177,7 @@ class Trainer:
         self.gradients_done = replicated.get("gradients_done", dealt)
         if self.svrg is not None:
             self.svrg.load_state_dict(replicated["svrg"])
-        self._schedule_from(self.steps_done)
+        self._schedule_from(self.progress)
         torch.set_rng_state(own["random"])
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
@@ -165,12 +187,12 @@ class Trainer:
         for group, ours in zip(self.optimizer.param_groups, options, strict=True):
             group.update(ours)
 
-    def _schedule_from(self, steps_done: int) -> None:
+    def _schedule_from(self, progress: int) -> None:
         """Set the learning rates to those of the next step, which the run's length may have changed."""
-        self.schedule.last_epoch = steps_done
+        self.schedule.last_epoch = progress
         schedule = zip(self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         for group, base, factor in schedule:
-            group["lr"] = base * factor(steps_done)
+            group["lr"] = base * factor(progress)
 
 
 def _with(refreshed: Refreshed | None, traffic: Traffic) -> Traffic:

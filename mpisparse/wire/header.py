@@ -80,7 +80,8 @@ def read(message: Bytes, expected: Expectation | None = None) -> Header:
             "ranks"
         )
     if message.size != SIZE + header.body:
-        raise WireError(f"the message has {message.size} bytes, its header says {SIZE + header.body}: it was cut short")
+        how = "it was cut short" if message.size < SIZE + header.body else "something was added to it"
+        raise WireError(f"the message has {message.size} bytes, its header says {SIZE + header.body}: {how}")
     found = _checksum(message.data)
     if found != checksum:
         raise WireError(f"the message's checksum is {found:#010x}, its header says {checksum:#010x}: it was damaged")

@@ -168,6 +168,70 @@ def test_a_killed_run_goes_on_bit_for_bit(config: Path, rule: str) -> None:
     assert [line["received_bytes"] for line in ours] == [line["received_bytes"] for line in theirs]
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (4, 2), (3, 1)])
+def test_a_run_goes_on_with_another_number_of_ranks(config: Path, before: int, after: int, rule: str) -> None:
+    """One line says so, with norms; the log goes on, and every epoch sees every sample exactly once."""
+    options = ["--run-dir", "out", *settings("training.batch=40", *RULES[rule])]
+    # Ends in the middle of the second epoch; the same run then gets its full length.
+    first = -(-1438 // (40 * before)) + 5
+    outcome = train(config, *options, "--set", f"training.length={first} steps", size=before)
+    assert outcome.code == 0, outcome.text
+    outcome = train(config, *options, size=after)
+    assert outcome.code == 0, outcome.text
+    assert f"reshaped from {before} to {after} ranks (redistribute); " in outcome.stderr, outcome.text
+    norms = re.findall(r"norm (\S+) before and (\S+) after in the mean over ranks", outcome.stderr)
+    assert len(norms) == {"topk": 1, "momentum": 2, "gspar": 0}[rule], outcome.text
+    for earlier, later in norms:
+        assert float(later) == pytest.approx(float(earlier), rel=1e-5)
+        assert float(earlier) > 0
+    directory = config.parent / "out"
+    lines = read_lines(directory / "metrics.jsonl")
+    starts = [line for line in lines if line["kind"] == "start"]
+    records = [line for line in lines if line["kind"] == "step"]
+    assert [(line["step"], line["ranks"]) for line in starts] == [(0, before), (first, after)]
+    assert [record["step"] for record in records] == list(range(1, starts[-1]["steps"] + 1))
+    for epoch in range(4):
+        assert sum(record["samples"] for record in records if record["epoch"] == epoch) == 1438
+    assert records[-1]["epoch"] == 3
+    files = sorted((directory / "ranks").iterdir())
+    assert [path.name for path in files] == [f"rank-{rank:05d}.jsonl" for rank in range(after)]
+    for rank, path in enumerate(files):
+        there = [line["step"] for line in read_lines(path)]
+        assert there == list(range(1 if rank < before else first + 1, len(records) + 1))
+    newest = max(directory.glob("checkpoints/step-*"))
+    assert verify(newest).ranks == after
+    assert train(config, *options, size=after).code == 0
+
+
+def test_another_number_of_ranks_can_be_dropped_or_refused(config: Path) -> None:
+    options = ["--run-dir", "out", *settings("training.length=10 steps")]
+    assert train(config, *options, size=2).code == 0
+    longer = ["--run-dir", "out", *settings("training.length=12 steps")]
+    refused = train(config, *longer, *settings("checkpoint.reshape=refuse"), size=3)
+    assert refused.code == 70, refused.text
+    assert "was saved with 2 ranks, but 3 are running: run with 2 ranks, or allow another number" in refused.stderr
+    outcome = train(config, *longer, *settings("checkpoint.reshape=drop"), size=3)
+    assert outcome.code == 0, outcome.text
+    assert re.search(r"reshaped from 2 to 3 ranks \(drop\); residual: norm 0\.\d+ before and 0 after", outcome.stderr)
+
+
+def test_a_reshaped_checkpoint_is_resumed_as_it_is(config: Path) -> None:
+    """Reshaped by the tool or on the way, a run ends with the same bits."""
+    assert train(config, "--run-dir", "start", *settings("training.length=10 steps"), size=2).code == 0
+    words = ["mpisparse", "checkpoint", "reshape", "start", "--ranks", "3", "-o", "new"]
+    assert run(words, timeout=120, cwd=config.parent).code == 0
+    longer = settings("training.length=16 steps")
+    for name, source in {"direct": "start", "made": "new"}.items():
+        outcome = train(config, "--run-dir", name, "--resume", source, *longer, size=3)
+        assert outcome.code == 0, outcome.text
+        assert ("reshaped from" in outcome.stderr) == (name == "direct"), outcome.text
+    direct, made = (states(config.parent / name, 3) for name in ("direct", "made"))
+    assert direct.keys() == made.keys()
+    for name, value in direct.items():
+        assert torch.equal(value, made[name]) if isinstance(value, torch.Tensor) else value == made[name], name
+
+
 def test_a_run_that_is_done_stays_done(config: Path) -> None:
     assert train(config, "--run-dir", "out").code == 0
     before = (config.parent / "out" / "checkpoints" / "latest").read_text()

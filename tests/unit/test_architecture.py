@@ -13,9 +13,9 @@ PACKAGE = CHECKOUT / "mpisparse"
 
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
-    "errors", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm", "flat",
-    "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "optim", "shard",
-    "checkpoint", "runtime", "training", "bench", "cli",
+    "errors", "faults", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm",
+    "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence",
+    "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
@@ -87,3 +87,72 @@ def test_importing_the_package_does_not_start_mpi() -> None:
             assert "mpisparse.comm.mpi" not in {m.rpartition(".")[0] for m in imports(path)}, path
     top = imports(PACKAGE / "comm" / "__init__.py", top_level_only=True)
     assert not any("mpi4py" in module or module.startswith("mpisparse.comm.mpi") for module in top)
+
+
+#: The one reader of pickles, which runs nothing: it only names its own stand-ins (tests/unit/test_data_cifar10.py).
+UNPICKLER = PACKAGE / "training" / "data" / "formats" / "pickled.py"
+#: Modules that run what a file says.
+RUN_FILES = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy"}
+
+
+def risks(source: str) -> list[str]:
+    """Return what in a module could run code that a file brings."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] in RUN_FILES]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [name for name in names if name.split(".")[0] in RUN_FILES]
+            found += [
+                name for name in names if name in ("torch.load", "numpy.load", "torch.jit.load", "numpy.fromfile")
+            ]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            found += [name] * (name in ("eval", "exec", "compile", "__import__", "torch.jit.load", "torch.hub.load"))
+            found += [name] * (name.endswith("torch.load") and words.get("weights_only") != "True")
+            found += [name] * (name in ("np.load", "numpy.load") and words.get("allow_pickle") != "False")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_read_that_could_run_code(path: Path) -> None:
+    """No pickle, torch.load and numpy.load only in the form that refuses it, and nothing that is read is evaluated."""
+    assert risks(path.read_text()) == (["pickle"] if path == UNPICKLER else [])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import torch, _pickle as p",
+        "from pickle import loads",
+        "import dill.session",
+        "from torch import load",
+        "def f(x):\n    return torch.load(x)",
+        "torch.load(x, weights_only=False)",
+        "torch.load(x, weights_only=flag)",
+        "np.load(x)",
+        "numpy.load(x, allow_pickle=True)",
+        "torch.jit.load(x)",
+        "eval(text)",
+    ],
+)
+def test_a_risk_is_seen(source: str) -> None:
+    assert risks(source)
+    assert not risks("torch.load(x, weights_only=True); np.load(x, allow_pickle=False); re.compile(x)")
+
+
+def test_the_unpickler_decides_about_every_name_itself() -> None:
+    tree = ast.parse(UNPICKLER.read_text())
+    used = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle"
+    }
+    assert used == {"Unpickler", "UnpicklingError"}
+    (derived,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases)
+    ]
+    assert [part.name for part in derived.body if isinstance(part, ast.FunctionDef)] == ["find_class"]

@@ -97,7 +97,7 @@ def grown(file: h5py.File, directory: Path) -> None:
 
 
 def cyclic(file: h5py.File, directory: Path) -> None:
-    file["arrays/loop"] = file["/"]
+    file["arrays/000002.loop"] = file["/"]
 
 
 def repeated(file: h5py.File, directory: Path) -> None:
@@ -127,6 +127,36 @@ def empty_space(file: h5py.File, directory: Path) -> None:
     file["arrays"][WEIGHT] = h5py.Empty("<f4")
 
 
+def other_structure(**options: Any) -> Change:
+    def change(file: h5py.File, directory: Path) -> None:
+        del file["structure"]
+        file.create_dataset("structure", fletcher32=True, **options)
+
+    return change
+
+
+def named(name: str) -> Change:
+    def change(file: h5py.File, directory: Path) -> None:
+        file["arrays"].create_dataset(name, data=np.zeros((3, 4), "<f4"), **CHECKED)
+
+    return change
+
+
+def without_this_checksum(file: h5py.File, directory: Path) -> None:
+    """Leave the filter out for the one chunk, which a file can ask for."""
+    replace(shape=(3, 4), dtype="<f4", **CHECKED)(file, directory)
+    file["arrays"][WEIGHT].id.write_direct_chunk((0, 0), bytes(48), filter_mask=1)
+
+
+def half_written(file: h5py.File, directory: Path) -> None:
+    replace(shape=(4, 4), dtype="<f4", chunks=(2, 4), fletcher32=True)(file, directory)
+    file["arrays"][WEIGHT][:2] = 1.0
+
+
+def scale_offset(file: h5py.File, directory: Path) -> None:
+    replace(data=np.zeros((3, 4), "<i4"), chunks=(3, 4), scaleoffset=0)(file, directory)
+
+
 FOREIGN: dict[str, tuple[Change, str]] = {
     "external link": (linked(lambda d: h5py.ExternalLink(str(d / "other.h5"), "secret")), "soft or external link"),
     "soft link": (linked(lambda d: h5py.SoftLink("/structure")), "soft or external link"),
@@ -147,6 +177,24 @@ FOREIGN: dict[str, tuple[Change, str]] = {
     "a type": (linked(lambda d: np.dtype("<f4")), "not a dataset"),
     "the root again": (cyclic, "loop is not a dataset"),
     "arrays in an array": (array_of_arrays, "arrays is not a group"),
+    "opaque bytes": (replace(data=np.zeros(2, "V3"), chunks=(2,), fletcher32=True), "plain"),
+    "an array of arrays": (replace(shape=(2,), dtype=np.dtype(("<f4", (3,))), chunks=(2,), fletcher32=True), "plain"),
+    "regions": (replace(shape=(2,), dtype=h5py.regionref_dtype, chunks=(2,), fletcher32=True), "plain"),
+    "variable length records": (
+        replace(shape=(2,), dtype=np.dtype([("a", h5py.string_dtype())]), chunks=(2,), fletcher32=True),
+        "plain",
+    ),
+    "a structure of numbers": (other_structure(data=np.zeros(9), chunks=(9,)), "structure is not one row of uint8"),
+    "a structure of two dimensions": (
+        other_structure(data=np.zeros((3, 3), np.uint8), chunks=(3, 3)),
+        "structure is not one row of uint8",
+    ),
+    "an odd name": (named("weight"), "arrays holds 'weight', which is no name of an array"),
+    "a name that speaks to a terminal": (named("000002.\x1b[2J"), "arrays holds '000002.\\x1b[2J'"),
+    "a name that looks up": (named("000002.weight "), "which is no name of an array"),
+    "a chunk without its checksum": (without_this_checksum, "but 48 are stored"),
+    "half of the values": (half_written, "bytes, but 36 are stored"),
+    "lossy packing": (scale_offset, "filters"),
     "no structure": (without_structure, "it holds"),
     "one thing more": (grown, "extra"),
     "one array under two names": (repeated, "bytes, but the file has only"),

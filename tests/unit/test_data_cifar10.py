@@ -331,6 +331,32 @@ def virtual(file: h5py.File) -> None:
     file.create_virtual_dataset("train/labels", layout)
 
 
+def unlimited_virtual(file: h5py.File) -> None:
+    del file["train/labels"]
+    layout = h5py.VirtualLayout((4,), np.uint8, maxshape=(None,))
+    source = h5py.VirtualSource("other.h5", "labels", (4,), maxshape=(None,))
+    layout[0 : h5py.h5s.UNLIMITED] = source[0 : h5py.h5s.UNLIMITED]
+    file.create_virtual_dataset("train/labels", layout)
+
+
+def unwritten(**options: Any) -> Callable[[h5py.File], None]:
+    def edit(file: h5py.File) -> None:
+        del file["train/scans"]
+        file.create_dataset("train/scans", (2**26,), np.uint8, **options)
+
+    return edit
+
+
+def compressed(file: h5py.File) -> None:
+    del file["train/labels"]
+    file.create_dataset("train/labels", data=np.arange(4, dtype=np.uint8), scaleoffset=0, chunks=(4,))
+
+
+def cyclic(file: h5py.File) -> None:
+    del file["train/labels"]
+    file["train/labels"] = file["train"]
+
+
 def objects(file: h5py.File) -> None:
     del file["header"]
     file.create_dataset("header", (4,), h5py.string_dtype())
@@ -361,6 +387,14 @@ def absent(name: str) -> Callable[[h5py.File], None]:
         (replace("header", h5py.Empty("u1")), "header is .* not one row of uint8"),
         (external_storage, "takes its bytes from other files"),
         (virtual, "takes its bytes from other files"),
+        (unlimited_virtual, "takes its bytes from other files"),
+        (unwritten(), "claims 67108864 entries, and only 0 bytes are stored"),
+        (unwritten(chunks=(2**20,)), "and only 0 bytes are stored"),
+        (unwritten(chunks=(2**20,), compression="gzip"), "and only 0 bytes are stored"),
+        (compressed, "has the filters"),
+        (cyclic, "not one row of uint8"),
+        (replace("train/labels", np.dtype("u1")), "not one row of uint8"),
+        (replace("train/labels", np.array([0, 1, 2, 3], ">u2")), "not one row of uint8"),
         (objects, "not one row of uint8"),
         (huge, "claims 1099511627776 entries"),
         (replace("train/labels", np.zeros(4)), "not one row of uint8"),
@@ -383,6 +417,35 @@ def test_external_files_stay_closed(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "linked.h5", replace("train", h5py.ExternalLink("other.h5", "/train")))
     with pytest.raises(DataError, match="ExternalLink"):
         cifar10.load(path)
+
+
+def test_a_virtual_array_opens_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape of one that can grow is found in the files that it names: it is never asked for."""
+    path = write_hdf5(tmp_path / "virtual.h5", unlimited_virtual)
+    asked: list[str] = []
+
+    def shape(dataset: h5py.Dataset) -> tuple[int, ...]:
+        asked.append(dataset.name)
+        return (4,)
+
+    monkeypatch.setattr(h5py.Dataset, "shape", property(shape))
+    monkeypatch.setattr(h5py.Dataset, "ndim", property(lambda dataset: len(shape(dataset))))
+    with pytest.raises(DataError, match="other files"):
+        jpeg_hdf5.read(path, None, None)
+    assert "/train/labels" not in asked
+
+
+def test_compressed_arrays_are_read(tmp_path: Path) -> None:
+    def edit(file: h5py.File) -> None:
+        scans = file["train/scans"][:]
+        del file["train/scans"]
+        file.create_dataset("train/scans", data=scans, compression="gzip", shuffle=True, fletcher32=True)
+
+    plain, packed = (
+        jpeg_hdf5.read(write_hdf5(tmp_path / name, change), None, None)
+        for name, change in (("a.h5", None), ("b.h5", edit))
+    )
+    assert np.array_equal(plain[0].pixels, packed[0].pixels)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:

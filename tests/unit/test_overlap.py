@@ -43,7 +43,7 @@ class SlowCommunicator(LocalCommunicator):
         super().__init__(Meeting(1, 1.0), 0, 1)
         self.started: list[Slow] = []
 
-    def duplicate(self) -> LocalCommunicator:
+    def _duplicate(self) -> LocalCommunicator:
         return self
 
     def _start_allgatherv(self, payload: Bytes, counts: Counts, out: Bytes) -> Pending[Bytes]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from mpisparse.divergence import Diverged
 from mpisparse.training.config.asynchronous import Asynchronous, refuse_useless
 from mpisparse.training.config.data import Data
 from mpisparse.training.config.exchange import Exchange, Memory
@@ -38,6 +39,9 @@ class Training(Section):
     objective: evaluate the training objective too, over all train samples in float64, at step 0 as well, and its
         distance from the least value, where model and penalty allow to find that.
     log_every: steps between writes to the run log (every step is in it all the same).
+    watchdog: seconds that a rank may wait for the others, whatever for, before the job ends; 0 is for ever.
+    check_replicas: steps after which all ranks compare their models; 0 never does.
+    diverged: what to do when a model differs: end the run, or give all ranks what most of them hold.
     """
 
     length: DurationField
@@ -50,6 +54,9 @@ class Training(Section):
     evaluate: DurationField = Field(default="1 epoch")  # type: ignore[assignment]
     objective: bool = False
     log_every: PositiveInt = 20
+    watchdog: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    check_replicas: NonNegativeInt = 100
+    diverged: Diverged = "raise"
 
     @model_validator(mode="after")
     def _one_batch(self) -> Training:
@@ -59,10 +66,15 @@ class Training(Section):
 
 
 class Checkpoint(Section):
-    """When state is saved, and how many checkpoints are kept. Length 0 saves only at the end."""
+    """When state is saved, and how many checkpoints are kept. Length 0 saves only at the end.
+
+    reshape: what to do with a checkpoint of another number of ranks: "redistribute" what they held back, so that its
+        mean over ranks is conserved, "drop" it, or "refuse" to go on.
+    """
 
     every: DurationField = Field(default="5 epochs")  # type: ignore[assignment]
     keep: PositiveInt = 3
+    reshape: Literal["redistribute", "drop", "refuse"] = "redistribute"
 
 
 class RunConfig(Section):

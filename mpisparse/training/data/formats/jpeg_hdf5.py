@@ -24,6 +24,10 @@ from mpisparse.training.data.base import Images
 
 #: The most entries that one array of the file may have, so that a damaged file cannot claim all memory.
 _LARGEST = 2**28
+#: Filters that are part of HDF5; all others are plug-ins.
+_FILTERS = frozenset([h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32])
+#: The most bytes that one byte of deflate can stand for.
+_DEFLATES = 1032
 
 
 def read(path: Path, train_limit: int | None, test_limit: int | None) -> tuple[Images, Images]:
@@ -79,14 +83,31 @@ def _array(path: Path, file: h5py.File, name: str, dtype: type[np.unsignedintege
     """Return one array of the file, after checking that reading it touches this file alone and fits in memory."""
     _refuse_links(path, file, name)
     dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != dtype or dataset.ndim != 1:
+    if not isinstance(dataset, h5py.Dataset):
         raise DataError(f"{path}: {name} is {dataset!r}, not one row of {np.dtype(dtype)}: this is another file")
+    # Before its shape: that of a virtual dataset is looked up in the files that it names.
     if dataset.is_virtual or dataset.external:
         raise DataError(f"{path}: {name} takes its bytes from other files, which are not followed: copy them into one")
+    if dataset.dtype != dtype or dataset.ndim != 1:
+        raise DataError(f"{path}: {name} is {dataset!r}, not one row of {np.dtype(dtype)}: this is another file")
     if dataset.size > _LARGEST:
         raise DataError(f"{path}: {name} claims {dataset.size} entries, above {_LARGEST}: the file is damaged")
+    _refuse_claims(path, dataset, name)
     content: NDArray[Any] = dataset[:]
     return content
+
+
+def _refuse_claims(path: Path, dataset: h5py.Dataset, name: str) -> None:
+    """Return nothing: refuse filters that may be plug-ins, and more bytes than what is stored can hold."""
+    plan = dataset.id.get_create_plist()
+    filters = {plan.get_filter(number)[0] for number in range(plan.get_nfilters())}
+    if not filters <= _FILTERS:
+        raise DataError(f"{path}: {name} has the filters {sorted(filters)}, beyond HDF5's own: write it plain")
+    stored = dataset.id.get_storage_size()
+    if dataset.size * dataset.dtype.itemsize > stored * (_DEFLATES if h5py.h5z.FILTER_DEFLATE in filters else 1):
+        raise DataError(
+            f"{path}: {name} claims {dataset.size} entries, and only {stored} bytes are stored: the file is damaged"
+        )
 
 
 def _refuse_links(path: Path, file: h5py.File, name: str) -> None:

@@ -1,0 +1,97 @@
+"""Saved: a checkpoint on the disk, whose files are verified one by one as they are read, by any number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpisparse.checkpoint.directory import list_checkpoints
+from mpisparse.checkpoint.hdf5 import read_tree
+from mpisparse.checkpoint.manifest import (
+    MANIFEST,
+    STATE,
+    STEP_NAME,
+    Manifest,
+    rank_file,
+    read_manifest,
+    verify_file,
+    verify_listing,
+)
+from mpisparse.checkpoint.tree import Tree
+from mpisparse.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint of `ranks` ranks at `step`, for whoever wants more of it than one rank's share.
+
+    Nothing is kept: each call verifies its file's digest, then reads it, so that going through the ranks one by one
+    takes the memory of one.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        """Return the optimizer steps done when it was saved."""
+        return self.manifest.step
+
+    @property
+    def ranks(self) -> int:
+        """Return how many ranks saved it."""
+        return self.manifest.ranks
+
+    def replicated(self) -> Tree:
+        """Return what all ranks held alike. CheckpointError if the file is damaged."""
+        return self._read(STATE)
+
+    def rank(self, rank: int) -> Tree:
+        """Return what rank `rank` alone held.
+
+        Raises:
+            CheckpointError: the file is damaged, or there was no such rank.
+        """
+        if not 0 <= rank < self.ranks:
+            raise CheckpointError(f"{self.path} has no rank {rank}: it was saved with {self.ranks} ranks, from 0 on")
+        return self._read(rank_file(rank))
+
+    def _read(self, name: str) -> Tree:
+        verify_file(self.path, self.manifest.entry(name))
+        return read_tree(self.path / name)
+
+
+def open_checkpoint(which: str | Path) -> Saved:
+    """Return the checkpoint at `which`; of a directory that holds several, or a run's, the newest.
+
+    One process is enough. Its manifest, names and lengths are verified, its digests when a file is read.
+
+    Raises:
+        CheckpointError: there is none, or this one is damaged.
+    """
+    path = find_checkpoints(which)[-1]
+    try:
+        manifest = read_manifest(path)
+        verify_listing(path, manifest)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+    return Saved(path, manifest)
+
+
+def find_checkpoints(which: str | Path) -> list[Path]:
+    """Return the checkpoints that `which` names, steps rising: itself, or those in it, or in its `checkpoints`.
+
+    Damaged ones are among them.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    path = Path(which).absolute()
+    if (path / MANIFEST).exists() or (STEP_NAME.fullmatch(path.name) and path.is_dir()):
+        return [path]
+    found = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
+    if not found:
+        raise CheckpointError(
+            f"{path} is no checkpoint and holds none: give the directory of one, such as .../step-00001000"
+        )
+    return found

@@ -1,0 +1,67 @@
+"""A checkpoint of any number of ranks, written by one process: what a tool makes of another one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from mpisparse.checkpoint.directory import begin, publish, remove, settle, step_name, write_durably
+from mpisparse.checkpoint.hdf5 import reason, write_tree
+from mpisparse.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest, rank_file, verify_file, verify_listing
+from mpisparse.checkpoint.saved import Saved
+from mpisparse.checkpoint.tree import Tree
+from mpisparse.errors import CheckpointError
+
+
+def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree]) -> Path:
+    """Return the new checkpoint in `directory`: the replicated state of `saved`, with other trees of ranks.
+
+    Args:
+        directory: one of checkpoints; made if it is not there. No job may be saving there.
+        per_rank: the trees, in rank order; taken one by one, so that one at a time is in memory.
+
+    Raises:
+        CheckpointError: the directory has one of this step already, or something could not be written, which leaves
+            everything as it was.
+    """
+    final = directory.absolute() / step_name(saved.step)
+    if final.exists():
+        raise CheckpointError(f"{final} is there already: name another directory, or remove it first")
+    try:
+        temporary = begin(final.parent, saved.step)
+        try:
+            published = _fill(temporary, saved, per_rank)
+        except BaseException:
+            remove(temporary)
+            raise
+        settle(published)
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint can be written to {directory}: {reason(error)}") from error
+    return published
+
+
+def _fill(temporary: Path, saved: Saved, per_rank: Iterable[Tree]) -> Path:
+    """Write all files, then the manifest, and return the directory under its final name."""
+    state = saved.manifest.entry(STATE)
+    shutil.copyfile(saved.path / STATE, temporary / STATE)
+    _sync(temporary / STATE)
+    verify_file(temporary, state)
+    files = [state]
+    for rank, tree in enumerate(per_rank):
+        path = temporary / rank_file(rank)
+        write_tree(path, tree)
+        files.append(FileEntry.of(path))
+    manifest = Manifest(saved.step, len(files) - 1, tuple(files))
+    write_durably(temporary / MANIFEST, manifest.to_bytes())
+    verify_listing(temporary, manifest)
+    return publish(temporary)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

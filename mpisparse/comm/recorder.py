@@ -1,0 +1,103 @@
+"""Recorder: the last calls in which this rank met the others, so that a hang can be explained when it comes."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic_ns
+from typing import Any
+
+#: Calls that are kept, of all communicators of a family together: some dozens of steps.
+LENGTH = 256
+
+#: The name of the communicator on which ranks wait whose programs have ended.
+ENDED = "end of the program"
+
+
+class Call:
+    """One call that all ranks make together; a context that ends it. Costs a few microseconds.
+
+    lane: the communicator it was made on. sequence: its number there, from 1, the same on all ranks.
+    operation: such as "allgather". step: optimizer steps done before it. group: of buckets, where they leave in groups.
+    counts: bytes by rank, where they differ. begun, ended: nanoseconds of `monotonic_ns`; `ended` is 0 until then.
+    waits: whether a thread is inside the call until it ends; others were started, and end by themselves.
+    """
+
+    __slots__ = ("begun", "counts", "ended", "group", "lane", "operation", "sequence", "step", "waits")
+
+    def __init__(self, lane: Lane, operation: str, counts: Any, group: int | None, waits: bool) -> None:
+        recorder = lane.recorder
+        lane.begun += 1
+        self.lane, self.operation, self.counts, self.group, self.waits = lane, operation, counts, group, waits
+        self.sequence = lane.begun
+        self.step = recorder.step
+        self.ended = 0
+        self.begun = monotonic_ns()
+        recorder.ring.append(self)
+        if waits:
+            recorder.waiting.add(self)
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Note that the call is over, one way or another."""
+        recorder = self.lane.recorder
+        recorder.last_end = self.ended = monotonic_ns()
+        recorder.waiting.discard(self)
+
+
+class Lane:
+    """The calls of one communicator. Their order is the same on all ranks, which that between lanes need not be.
+
+    number: of the communicator in its family, the same on all ranks as making one is collective.
+    begun: calls so far.
+    """
+
+    __slots__ = ("begun", "name", "number", "recorder")
+
+    def __init__(self, recorder: Recorder, number: int, name: str) -> None:
+        self.recorder, self.number, self.name = recorder, number, name
+        self.begun = 0
+
+    def call(self, operation: str, counts: Any = None, group: int | None = None) -> Call:
+        """Return a call that the calling thread is in until the context ends."""
+        return Call(self, operation, counts, group, True)
+
+    def start(self, operation: str, counts: Any = None) -> Call:
+        """Return a call that goes on beside the calling thread until somebody ends it."""
+        return Call(self, operation, counts, None, False)
+
+
+class Recorder:
+    """What one rank did on a communicator and its duplicates: a ring of fixed size, written by every call.
+
+    Other threads may read it at any time: what they see is a call older or newer, and never a half one.
+
+    step: optimizer steps done, for calls to carry; whoever takes steps sets it.
+    waiting: the calls that threads are in. last_end: when a call ended last, in nanoseconds of `monotonic_ns`.
+    """
+
+    def __init__(self, length: int = LENGTH) -> None:
+        self.ring: deque[Call] = deque(maxlen=length)
+        self.waiting: set[Call] = set()
+        self.lanes: list[Lane] = []
+        self.step = 0
+        self.last_end = monotonic_ns()
+
+    def lane(self, name: str) -> Lane:
+        """Return a new lane. Every rank has to make the same, in the same order."""
+        lane = Lane(self, len(self.lanes), name)
+        self.lanes.append(lane)
+        return lane
+
+    def longest_wait(self) -> Call | None:
+        """Return the call that a thread has been in for longest, or None when none waits."""
+        return min(self.waiting.copy(), key=lambda call: call.begun, default=None)
+
+    def calls(self) -> list[Call]:
+        """Return the calls that are kept, the oldest first, after those that threads are in and that fell out."""
+        kept = list(self.ring.copy())
+        return sorted(self.waiting.copy() - set(kept), key=lambda call: call.begun) + kept

@@ -1,0 +1,178 @@
+"""Faults: what can go wrong on one rank, made to go wrong on purpose, so that tests see how a job takes it.
+
+    MPISPARSE_FAULTS="late:rank=1,step=3,seconds=2;corrupt:rank=0,step=5,bucket=0"
+
+Each fault has a kind, a `rank`, and a `step`: how many exchanges there were before; it happens once. Kinds:
+
+    kill, stop         the process gets SIGKILL, or SIGSTOP
+    exception          an exception is raised
+    leave              the program ends, with status 0, before the others do
+    loop               the rank never comes back from its own code
+    late               it comes `seconds` later
+    nan                the first entry of its gradient is NaN
+    corrupt            a byte in the middle of its message for `bucket` is changed (0 by default)
+    short, long        its message lacks the last eight bytes, or has eight more, and the count says so
+    stale              its message is that of the step before
+    flip               bit `bit` (0) of entry `entry` (0) of tensor `parameter` (the first) changes after the step
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import sleep
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mpisparse.errors import ConfigError
+
+VARIABLE = "MPISPARSE_FAULTS"
+
+Bytes = NDArray[np.uint8]
+
+#: Kinds, each with the keys that it takes beside rank and step.
+_KINDS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("kill", "stop", "exception", "leave", "loop", "nan"), frozenset[str]()),
+    "late": frozenset({"seconds"}),
+    **dict.fromkeys(("corrupt", "short", "long", "stale"), frozenset({"bucket"})),
+    "flip": frozenset({"parameter", "entry", "bit"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is to go wrong."""
+
+    kind: str
+    rank: int
+    step: int
+    seconds: float = 1.0
+    bucket: int = 0
+    parameter: str = ""
+    entry: int = 0
+    bit: int = 0
+
+
+class Faults:
+    """The faults of one rank. Each happens once."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self._pending = list(faults)
+        self._last: dict[int, Bytes] = {}
+
+    def before_exchange(self, step: int) -> None:
+        """Do what is to happen to this rank on its way to an exchange."""
+        for fault in self._due(step, "late", "kill", "stop", "exception", "leave", "loop"):
+            _happen(fault)
+
+    def gradient(self, step: int, vector: Tensor) -> None:
+        """Spoil the gradient, a flat buffer."""
+        for _ in self._due(step, "nan"):
+            vector[0] = float("nan")
+
+    def message(self, step: int, bucket: int, message: Bytes) -> Bytes:
+        """Return what this rank is to send in place of `message`."""
+        sent = message
+        for fault in self._due(step, "corrupt", "short", "long", "stale", bucket=bucket):
+            if fault.kind == "corrupt":
+                sent = message.copy()
+                sent[sent.size // 2] ^= 0x10
+            elif fault.kind == "short":
+                sent = message[:-8].copy()
+            elif fault.kind == "long":
+                sent = np.concatenate([message, np.zeros(8, np.uint8)])
+            else:
+                sent = self._last.get(bucket, message)
+        if any(fault.kind == "stale" for fault in self._pending):
+            self._last[bucket] = message.copy()
+        return sent
+
+    @torch.no_grad()
+    def parameters(self, step: int, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Flip a bit in a tensor that lies on the CPU.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        for fault in self._due(step, "flip"):
+            tensor = next((tensor for name, tensor in named if fault.parameter in ("", name)), None)
+            if tensor is None:
+                raise ConfigError(f"{VARIABLE}: no parameter is called {fault.parameter!r}")
+            memory = tensor.view(-1).view(torch.uint8).numpy()
+            place = fault.entry * tensor.element_size() + fault.bit // 8
+            memory[place] ^= 1 << fault.bit % 8
+
+    def _due(self, step: int, *kinds: str, bucket: int | None = None) -> list[Fault]:
+        """Return the faults that happen now, and forget them."""
+        due = [
+            fault
+            for fault in self._pending
+            if fault.step == step and fault.kind in kinds and bucket in (None, fault.bucket)
+        ]
+        self._pending = [fault for fault in self._pending if fault not in due]
+        return due
+
+
+def faults_of(rank: int, environ: Mapping[str, str] = os.environ) -> Faults | None:
+    """Return what the environment wants to go wrong on a rank, or None, as ever.
+
+    Raises:
+        ConfigError: the variable cannot be read.
+    """
+    text = environ.get(VARIABLE, "")
+    faults = [_parse(part.strip()) for part in text.split(";") if part.strip()]
+    mine = [fault for fault in faults if fault.rank == rank]
+    return Faults(mine) if mine else None
+
+
+def _happen(fault: Fault) -> None:
+    if fault.kind == "late":
+        sleep(fault.seconds)
+    elif fault.kind in ("kill", "stop"):
+        os.kill(os.getpid(), signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+    elif fault.kind == "exception":
+        raise RuntimeError(f"the exception that {VARIABLE} asks of rank {fault.rank} after {fault.step} steps")
+    elif fault.kind == "leave":
+        raise SystemExit(0)
+    else:
+        _loop()
+
+
+def _loop() -> None:
+    """Never return."""
+    while True:
+        pass
+
+
+def _parse(text: str) -> Fault:
+    kind, _, rest = text.partition(":")
+    keys = dict(_pair(text, part) for part in rest.split(",") if part.strip())
+    if kind not in _KINDS:
+        raise ConfigError(f"{VARIABLE}: {text!r} is of no kind that there is: use one of {', '.join(_KINDS)}")
+    unknown, missing = keys.keys() - _KINDS[kind] - {"rank", "step"}, {"rank", "step"} - keys.keys()
+    if unknown or missing:
+        raise ConfigError(
+            f"{VARIABLE}: {text!r} lacks {sorted(missing)} and has {sorted(unknown)} too much: give rank=, step=, and "
+            f"of {sorted(_KINDS[kind])} what you like"
+        )
+    try:
+        values = {key: value if key == "parameter" else _number(key, value) for key, value in keys.items()}
+    except ValueError:
+        raise ConfigError(f"{VARIABLE}: {text!r} has a value that is no number: give rank=1,step=5") from None
+    return Fault(kind, **values)  # type: ignore[arg-type]
+
+
+def _pair(text: str, part: str) -> tuple[str, str]:
+    key, equals, value = part.strip().partition("=")
+    if not equals:
+        raise ConfigError(f"{VARIABLE}: {part!r} in {text!r} has no value: write key=value")
+    return key.strip(), value.strip()
+
+
+def _number(key: str, value: str) -> float | int:
+    return float(value) if key == "seconds" else int(value)

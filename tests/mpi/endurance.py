@@ -1,0 +1,75 @@
+"""Many small steps with ranks that dawdle at random, and what they leave behind: memory, open files, calls.
+
+mpirun -n 3 python -m tests.mpi.endurance STEPS OUTPUT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+import mpisparse as ms
+from mpisparse.comm import Communicator, gather_json
+from mpisparse.overlap import Overlap
+
+#: Seconds that a rank dawdles at most, in one step of fifty.
+DELAY = 0.003
+
+
+def main(steps: int, output: Path) -> None:
+    """Train two optimizers in turn, one that overlaps and one that does not; look at the process now and then."""
+    comm = ms.init(banner=False, watchdog=60, crash_directory=output.with_suffix(".crash"))
+    programs = [build(comm, "off"), build(comm, "on")]
+    dawdle = random.Random(comm.rank)
+    seen = []
+    for step in range(steps):
+        if dawdle.random() < 0.02:
+            time.sleep(dawdle.uniform(0, DELAY))
+        model, optimizer = programs[step % 2]
+        optimizer.zero_grad()
+        model(torch.full((2, 16), float(step % 7))).square().mean().backward()
+        optimizer.step()
+        if (step + 1) % (steps // 10) == 0:
+            seen.append(footprint(comm))
+    for model, optimizer in programs:
+        assert ms.check_replicas(model, comm, optimizer=optimizer) is None
+    everyone = gather_json(comm, seen)
+    if comm.rank == 0:
+        output.write_text(json.dumps(everyone))
+
+
+def build(comm: Communicator, overlap: Overlap) -> tuple[torch.nn.Module, ms.DistributedOptimizer]:
+    """Return a small model and what trains it."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Tanh(), torch.nn.Linear(24, 8))
+    plain = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
+    layout = ms.Layout(granularity="tensor", bucket_mib=1e-6)
+    optimizer = ms.DistributedOptimizer(
+        plain, model, sparsifier=ms.TopK(density=0.1), layout=layout, overlap=overlap, comm=comm, say=lambda line: None
+    )
+    return model, optimizer
+
+
+def footprint(comm: Communicator) -> dict[str, int]:
+    """Return what this process holds: bytes of memory, open files, threads, and calls that have not ended."""
+    recorder = comm.lane.recorder
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "memory": pages * os.sysconf("SC_PAGE_SIZE"),
+        "files": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+        "open": sum(call.ended == 0 for call in recorder.calls()),
+        "recorded": len(recorder.calls()),
+        "lanes": len(recorder.lanes),
+    }
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
