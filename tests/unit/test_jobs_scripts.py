@@ -1,4 +1,4 @@
-"""The job scripts without a Slurm: commands stand in for srun, scontrol and squeue. What does the shell make of them?"""
+"""The job scripts without a Slurm: with commands in the place of srun, scontrol and squeue."""
 
 from __future__ import annotations
 
