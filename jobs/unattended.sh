@@ -68,7 +68,7 @@ run_step() {
   if [ "$told" -eq 1 ]; then
     return "$saved"
   fi
-  srun "${options[@]}" "$@" &
+  srun "${options[@]}" bash jobs/rank.sh "$@" &
   step=$!
   cut_short=0
   wait "$step" && code=0 || code=$?

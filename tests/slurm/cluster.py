@@ -133,12 +133,15 @@ class Cluster:
             hurry: start a requeued job at once; otherwise Slurm waits for a minute or two.
         """
         found: dict[str, str] = {}
+        hurried: set[str] = set()
 
         def there() -> bool:
             nonlocal found
             found = self.show(job)
-            if hurry and found["JobState"] == "PENDING" and found["Restarts"] != "0":
-                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+            if hurry and found["Reason"] == "BeginTime" and found["Restarts"] not in hurried:
+                # Nodes refuse a job of the same second as the one that they have just ended.
+                self.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
+                hurried.add(found["Restarts"])
             return found["JobState"] in states
 
         _wait(there, timeout, lambda: f"{job} is {found.get('JobState')}, not {states}\n{self._logs()}")

@@ -161,7 +161,7 @@ def test_the_site_says_how_srun_starts(place: Path) -> None:
     site = place / "my.env"
     site.write_text('MPISPARSE_SRUN_MPI=pmix\nMPISPARSE_SRUN_OPTIONS="--cpu-bind=cores --label"\nOMP_NUM_THREADS=3\n')
     assert train(place, MPISPARSE_SITE=str(site))[0] == 0
-    options, command = read(place / "srun")[0].split(" mpisparse ")
+    options, command = read(place / "srun")[0].split(" bash jobs/rank.sh mpisparse ")
     assert options == "--kill-on-bad-exit=1 --mpi=pmix --cpu-bind=cores --label"
     assert command == f"train jobs/digits.toml --run-dir {place / 'run'}"
 
