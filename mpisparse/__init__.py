@@ -29,7 +29,7 @@ from mpisparse.errors import (
 from mpisparse.flat import Layout
 from mpisparse.memory import ErrorFeedback, Memory, MomentumCorrection, NoMemory
 from mpisparse.optim import DistributedOptimizer
-from mpisparse.runtime import Watchdog, init
+from mpisparse.runtime import Preemption, Watchdog, init
 from mpisparse.shard import shard
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import (
@@ -69,6 +69,7 @@ __all__ = [
     "MpiSparseError",
     "NoMemory",
     "NonFiniteError",
+    "Preemption",
     "RankMismatchError",
     "SparseVector",
     "TernGrad",

@@ -7,7 +7,8 @@
     mpisparse checkpoint list runs/digits-001
     mpisparse explain-hang runs/digits-001
 
-Exit codes: 0 done, 2 usage, 70 an invariant broke, 74 a rank did not come, 78 configuration, data or launch.
+Exit codes: 0 done, 2 usage, 70 an invariant broke, 74 a rank did not come, 75 stopped with its state saved and to be
+started again, 78 configuration, data or launch.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ cli.add_command(checkpoint)
 def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume: str, allow_changes: bool) -> None:
     """Train as CONFIG, a TOML file, says. Start it under mpirun or srun."""
     from mpisparse.comm import agreed
-    from mpisparse.runtime import start
+    from mpisparse.runtime import Preemption, start
+    from mpisparse.runtime.preemption import EXIT_CODE
     from mpisparse.training.configfile import read_config
     from mpisparse.training.run import run_training
 
@@ -67,15 +69,18 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     # To suggest the same run with another sparsifier.
     kept = [setting for setting in settings if not setting.startswith("sparsifier")]
     words = ["mpisparse", "train", str(config), *(word for setting in kept for word in ("--set", setting))]
-    run_training(
-        comm,
-        surroundings,
-        run,
-        run_dir=run_dir,
-        resume=resume,
-        allow_changes=allow_changes,
-        command=shlex.join(words),
-    )
+    with Preemption() as preemption:
+        result = run_training(
+            comm,
+            surroundings,
+            run,
+            run_dir=run_dir,
+            resume=resume,
+            allow_changes=allow_changes,
+            command=shlex.join(words),
+            preemption=preemption,
+        )
+    raise SystemExit(EXIT_CODE if result.stopped else 0)
 
 
 @cli.command()
@@ -112,14 +117,16 @@ def sweep(
         raise click.UsageError("--json prints a list as data: give it with --list")
     from mpisparse.comm import agreed
     from mpisparse.errors import DataError
-    from mpisparse.runtime import start
+    from mpisparse.runtime import Preemption, start
     from mpisparse.training.sweep import run_sweep
 
     comm, surroundings = start()
     with agreed(comm):
         plan = read_study(study, reduced=reduced, settings=settings)
+    directory = run_dir or Path("runs") / plan.name
     try:
-        tally = run_sweep(comm, surroundings, plan, run_dir or Path("runs") / plan.name, only=chosen, retry=retry)
+        with Preemption() as preemption:
+            tally = run_sweep(comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption)
     except DataError as error:
         if not (if_data and error.on_all_ranks):
             raise

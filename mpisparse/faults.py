@@ -5,6 +5,7 @@
 Each fault has a kind, a `rank`, and a `step`: how many exchanges there were before; it happens once. Kinds:
 
     kill, stop         the process gets SIGKILL, or SIGSTOP
+    usr1, term         it gets SIGUSR1, or SIGTERM
     exception          an exception is raised
     leave              the program ends, with status 0, before the others do
     loop               the rank never comes back from its own code
@@ -35,9 +36,11 @@ VARIABLE = "MPISPARSE_FAULTS"
 
 Bytes = NDArray[np.uint8]
 
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "usr1": signal.SIGUSR1, "term": signal.SIGTERM}
+
 #: Kinds, each with the keys that it takes beside rank and step.
 _KINDS: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("kill", "stop", "exception", "leave", "loop", "nan"), frozenset[str]()),
+    **dict.fromkeys((*_SIGNALS, "exception", "leave", "loop", "nan"), frozenset[str]()),
     "late": frozenset({"seconds"}),
     **dict.fromkeys(("corrupt", "short", "long", "stale"), frozenset({"bucket"})),
     "flip": frozenset({"parameter", "entry", "bit"}),
@@ -67,7 +70,7 @@ class Faults:
 
     def before_exchange(self, step: int) -> None:
         """Do what is to happen to this rank on its way to an exchange."""
-        for fault in self._due(step, "late", "kill", "stop", "exception", "leave", "loop"):
+        for fault in self._due(step, "late", *_SIGNALS, "exception", "leave", "loop"):
             _happen(fault)
 
     def gradient(self, step: int, vector: Tensor) -> None:
@@ -133,8 +136,8 @@ def faults_of(rank: int, environ: Mapping[str, str] = os.environ) -> Faults | No
 def _happen(fault: Fault) -> None:
     if fault.kind == "late":
         sleep(fault.seconds)
-    elif fault.kind in ("kill", "stop"):
-        os.kill(os.getpid(), signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+    elif fault.kind in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[fault.kind])
     elif fault.kind == "exception":
         raise RuntimeError(f"the exception that {VARIABLE} asks of rank {fault.rank} after {fault.step} steps")
     elif fault.kind == "leave":

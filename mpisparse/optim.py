@@ -131,6 +131,9 @@ class DistributedOptimizer(Optimizer):
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
         #: Seconds that messages of the last exchange were in the air while this rank computed.
         self.hidden_seconds = 0.0
+        #: Whether all ranks know since the last step that one of them asked to stop.
+        self.stopping = False
+        self._stop_requested = False
         self._nonfinite = nonfinite
         self._synchronized = False
         self._skip = False
@@ -238,6 +241,13 @@ class DistributedOptimizer(Optimizer):
         self._watch()
         return result
 
+    def request_stop(self) -> None:
+        """Have all ranks know, when the next step has ended, that the job is to end: `stopping` is True then.
+
+        Not collective: one rank is enough. It costs nothing, as ranks speak to each other in every step.
+        """
+        self._stop_requested = True
+
     @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Mark a block whose backward passes only add to the gradients: none of them is the last before `step`."""
@@ -285,6 +295,7 @@ class DistributedOptimizer(Optimizer):
         computed = perf_counter_ns()
         clearance = self._clear(present, early.samples(samples), nonfinite, news)
         early.reconsider(clearance.news)
+        self.stopping = News.STOP in clearance.news
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
         had_messages = bool(self.exchange.sparse_buckets())
         if clearance.skip:
@@ -319,6 +330,8 @@ class DistributedOptimizer(Optimizer):
         sender = self._early.sender
         if sender.failure is not None:
             news |= News.FAILED
+        if self._stop_requested:
+            news |= News.STOP
         with self.phases("agree"):
             # What left early was looked at before.
             bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))

@@ -27,6 +27,7 @@ class News(IntFlag):
     OVERLAPS: messages of this step are on their way already. FAILED: this rank could not write one of them.
     UNANNOUNCED: samples are counted, and were not announced before backward. RECOUNTED: they were announced otherwise.
     CHANGED: gradients were changed between backward and the exchange. REPEATED: several backward passes added up.
+    STOP: the job is to end after this step.
     """
 
     OVERLAPS = 1
@@ -35,6 +36,7 @@ class News(IntFlag):
     RECOUNTED = 8
     CHANGED = 16
     REPEATED = 32
+    STOP = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,9 @@ class RunLog:
         self._comm = comm
         self._pending: list[StepRecord] = []
         self._metrics: TextIO | None = None
-        #: Whether the log says of the run that it has ended; rank 0 knows.
+        #: Whether the log says of the run that it has ended, and the step of its last evaluation; rank 0 knows.
         self.ended = False
+        self.evaluated = -1
         (directory / "ranks").mkdir(exist_ok=True)
         rank_file = directory / "ranks" / f"rank-{comm.rank:05d}.jsonl"
         self._ranks = _open_after(rank_file, start_step)
@@ -78,6 +79,7 @@ class RunLog:
             self._metrics = _open_after(directory / "metrics.jsonl", start_step)
             last = last_line(directory / "metrics.jsonl")
             self.ended = bool(last) and json.loads(last)["kind"] == "end"
+            self.evaluated = _last_evaluation(directory / "metrics.jsonl")
 
     def step(self, record: StepRecord) -> None:
         """Keep the record of a step until the next `flush`."""
@@ -103,6 +105,8 @@ class RunLog:
 
     def event(self, kind: str, step: int, **fields: object) -> None:
         """Write an object of another kind, such as an evaluation, to `metrics.jsonl`. Does nothing but on rank 0."""
+        if kind == "evaluation":
+            self.evaluated = step
         if self._metrics is not None:
             _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **fields})
             self._metrics.flush()
@@ -193,6 +197,12 @@ def last_line(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return whole.rpartition(b"\n")[2].decode() if newline else ""
+
+
+def _last_evaluation(path: Path) -> int:
+    """Return the step of the last evaluation in a log without torn lines, or -1 where there is none."""
+    with path.open(encoding="utf-8") as file:
+        return max((json.loads(line)["step"] for line in file if '"kind":"evaluation"' in line), default=-1)
 
 
 def _remove_beyond(directory: Path, size: int) -> None:

@@ -27,6 +27,7 @@ _MAY_CHANGE = (
     "training.evaluate",
     "training.log_every",
     "training.watchdog",
+    "training.time_limit",
     "training.check_replicas",
     "training.diverged",
     "exchange.overlap",

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
-from mpisparse.comm import Communicator, agreed
+from mpisparse.comm import Communicator, agreed, from_root, gather_json
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, NonFiniteError
 from mpisparse.phases import NAMES, Phases
-from mpisparse.runtime import Surroundings, Watchdog
+from mpisparse.runtime import Preemption, Surroundings, Watchdog
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_trainer
@@ -34,11 +34,14 @@ class Result:
     """What a run came to: its directory, the last evaluation, and what it cost.
 
     That is what `summary_rows` takes, or for an asynchronous run the fields of its log's last line.
+
+    stopped: why the run ended before its time, with its state saved; empty when it did not.
     """
 
     directory: Path
     metrics: dict[str, float]
     totals: dict[str, Any]
+    stopped: str = ""
 
 
 def run_training(
@@ -52,6 +55,7 @@ def run_training(
     command: str = "mpisparse train CONFIG.toml",
     kept: Kept | None = None,
     quiet: bool = False,
+    preemption: Preemption | None = None,
 ) -> Result:
     """Return the result of training as `config` says, on all ranks. Collective.
 
@@ -63,6 +67,7 @@ def run_training(
         command: how the run was started, to suggest the next one.
         kept: data and optima of runs before this one; a run that is alone makes its own.
         quiet: print nothing.
+        preemption: what may want the run to end; nothing by default.
 
     Raises:
         MpiSparseError: see `errors`; raised on all ranks alike.
@@ -71,7 +76,9 @@ def run_training(
     watchdog = Watchdog(comm, limit=config.training.watchdog, directory=(run_dir or Path()).absolute() / "crash")
     watchdog.start()
     try:
-        result = _run(comm, surroundings, config, watchdog, run_dir, resume, allow_changes, command, kept, quiet)
+        result = _run(
+            comm, surroundings, config, watchdog, run_dir, resume, allow_changes, command, kept, quiet, preemption
+        )
     except MpiSparseError as error:
         if error.on_all_ranks:
             watchdog.stop()
@@ -92,6 +99,7 @@ def _run(
     command: str,
     kept: Kept | None,
     quiet: bool,
+    preemption: Preemption | None,
 ) -> Result:
     """Return what `run_training` returns."""
     kept = kept or Kept()
@@ -115,7 +123,10 @@ def _run(
             describe_run(directory, config, surroundings)
             if optimum is not None:
                 describe_optimum(directory, optimum)
-    return _Run(comm, config, directory, trainer, data.test, checkpointer, optimum).finish(resumed, command, quiet)
+    preemption = preemption or Preemption()
+    preemption.time_limit = config.training.time_limit
+    run = _Run(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
+    return run.finish(resumed, command, quiet)
 
 
 def _resume(
@@ -184,11 +195,12 @@ class _Run:
         test: Dataset,
         checkpointer: Checkpointer,
         optimum: Optimum | None,
+        preemption: Preemption,
     ) -> None:
         per_epoch = trainer.sampler.steps_per_epoch
         self.comm, self.config, self.directory = comm, config, directory
         self.trainer, self.test, self.checkpointer = trainer, test, checkpointer
-        self.optimum = optimum
+        self.optimum, self.preemption = optimum, preemption
         # Those done count as they were done, by whatever number of ranks; those left by this one's epochs.
         self.steps = trainer.steps_done + config.training.length.steps(per_epoch) - trainer.progress
         self.log = RunLog(directory, comm, trainer.steps_done)
@@ -214,16 +226,13 @@ class _Run:
             trainer.optimizer.say_with(console.say)
             if self.config.training.objective and trainer.steps_done == 0 < self.steps:
                 self._evaluate(console)
+            if self._evaluation_was_left_out():
+                metrics = self._evaluate(console)
             while trainer.steps_done < self.steps:
-                begin = perf_counter()
-                try:
-                    self.log.step(trainer.step())
-                except NonFiniteError as error:
-                    self._leave_log(error)
-                    raise
-                self.totals["wall"] += perf_counter() - begin
-                self._note_mended()
+                self._step()
                 done = trainer.steps_done
+                if trainer.optimizer.stopping:
+                    return self._stop(console)
                 evaluates = trainer.is_due(self.config.training.evaluate)
                 if done % self.config.training.log_every == 0 or evaluates or done == self.steps:
                     self._flush(console)
@@ -245,6 +254,42 @@ class _Run:
         self.log.close()
         self._summarise(console, metrics, command)
         return Result(self.directory, metrics, self.totals)
+
+    def _step(self) -> None:
+        """Take one step, after asking whether this rank's job is to end."""
+        trainer, begin = self.trainer, perf_counter()
+        if self.preemption.reason:
+            trainer.optimizer.request_stop()
+        try:
+            self.log.step(trainer.step())
+        except NonFiniteError as error:
+            self._leave_log(error)
+            raise
+        self.totals["wall"] += perf_counter() - begin
+        self._note_mended()
+        self.preemption.stepped()
+
+    def _stop(self, console: Console) -> Result:
+        """Save, as the job is to end, and return the result. Collective.
+
+        There may be no time to evaluate: what is due comes first when the run goes on.
+        """
+        reasons = gather_json(self.comm, self.preemption.reason)
+        told = "; ".join(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
+        step = self.trainer.steps_done
+        self._flush(console)
+        self.log.sync()
+        self._save()
+        self.log.event("stopped", step, reason=told)
+        self.log.close()
+        console.say(f"stopped after step {step} of {self.steps} ({told}): the state is saved, the same command goes on")
+        return Result(self.directory, {}, self.totals, stopped=told)
+
+    def _evaluation_was_left_out(self) -> bool:
+        """Return True when the run was stopped where an evaluation was due, which has not been made since."""
+        step = self.trainer.steps_done
+        due = 0 < step < self.steps and self.trainer.is_due(self.config.training.evaluate)
+        return due and from_root(self.comm, lambda: self.log.evaluated < step)
 
     def _leave_log(self, error: NonFiniteError) -> None:
         """Write what led to an error that all ranks raised in the same step. Collective."""
@@ -280,16 +325,18 @@ class _Run:
             metrics["objective"] = objective(self.comm, trainer.model, trainer.loss, trainer.data)
         if self.optimum is not None:
             metrics["suboptimality"] = metrics["objective"] - self.optimum.objective
-        if trainer.steps_done > self.done_before or trainer.steps_done == 0 < self.steps:
+        # Rank 0's log knows; the others write none.
+        if self.log.evaluated < trainer.steps_done or trainer.steps_done == 0 < self.steps:
             passes = trainer.gradients_done / len(trainer.data)
             self.log.event("evaluation", trainer.steps_done, epoch=trainer.sampler.epoch, passes=passes, **metrics)
         console.evaluated(trainer.steps_done, trainer.sampler.epoch, self.train_loss, metrics)
         return metrics
 
     def _save(self) -> None:
-        trainer = self.trainer
+        trainer, begin = self.trainer, perf_counter()
         replicated = {**trainer.replicated_state(), "config": to_tree(self.config)}
         self.checkpointer.save(trainer.steps_done, replicated, trainer.rank_state())
+        self.preemption.saved(perf_counter() - begin)
 
     def _summarise(self, console: Console, metrics: dict[str, float], command: str) -> None:
         rows = summary_rows(metrics, self.totals, self.comm.size)

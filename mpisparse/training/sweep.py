@@ -10,7 +10,8 @@ from time import perf_counter
 
 from mpisparse.comm import Communicator, from_root, require_same
 from mpisparse.errors import ConfigError, DataError, LaunchError, MpiSparseError, NonFiniteError
-from mpisparse.runtime import Surroundings
+from mpisparse.runtime import Preemption, Surroundings
+from mpisparse.runtime.preemption import EXIT_CODE
 from mpisparse.training.console import SweepConsole
 from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
@@ -26,15 +27,19 @@ class Tally:
     """How the runs of a sweep ended: how many were made now, how many had been before, and which failed, then or now.
 
     failed: by directory of the run.
+    stopped: why the sweep ended before its last run, with the state of the one it was at saved; empty when it did not.
     """
 
     done: int = 0
     before: int = 0
     failed: dict[str, Failure] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def exit_code(self) -> int:
-        """Return 0, unless a run failed otherwise than by diverging."""
+        """Return 0, unless a run failed otherwise than by diverging, or the sweep is to be started again."""
+        if self.stopped:
+            return EXIT_CODE
         return next((failure.exit_code for failure in self.failed.values() if not failure.diverged), 0)
 
 
@@ -46,6 +51,7 @@ def run_sweep(
     *,
     only: range | None = None,
     retry: bool = False,
+    preemption: Preemption | None = None,
 ) -> Tally:
     """Return how the runs of `study` ended, having made those that were not finished. Collective.
 
@@ -56,6 +62,7 @@ def run_sweep(
         directory: of the sweep; each run has one of its own in it.
         only: indices of the runs to make; all by default.
         retry: make again what failed before.
+        preemption: what may want the sweep to end; nothing by default.
 
     Raises:
         ConfigError: `directory` belongs to another study, or `only` names no run.
@@ -73,7 +80,11 @@ def run_sweep(
         console.say(_opening(study, directory, len(chosen), tally, len(due)))
         for run in due:
             begin = perf_counter()
-            found = _make(comm, surroundings, run, directory / run.directory, kept)
+            found = _make(comm, surroundings, run, directory / run.directory, kept, preemption)
+            if isinstance(found, str):
+                tally.stopped = found
+                console.say(f"stopped in {run.directory} ({found}): its state is saved, the same command goes on")
+                return tally
             if isinstance(found, Failure):
                 tally.failed[run.directory] = found
                 console.ended(run.directory, f"failed: {found.message}", {}, perf_counter() - begin)
@@ -85,16 +96,24 @@ def run_sweep(
 
 
 def _make(
-    comm: Communicator, surroundings: Surroundings, run: Planned, path: Path, kept: Kept
-) -> dict[str, float] | Failure:
-    """Return a run's last evaluation, or how it failed on all ranks alike. Collective."""
+    comm: Communicator,
+    surroundings: Surroundings,
+    run: Planned,
+    path: Path,
+    kept: Kept,
+    preemption: Preemption | None,
+) -> dict[str, float] | Failure | str:
+    """Return a run's last evaluation, or how it failed on all ranks alike, or why it was stopped. Collective."""
     from_root(comm, partial(forget_failure, path))
     # What the run duplicates goes with it: MPI has room for about two thousand communicators. After an error that other
     # ranks do not know of, giving back would wait for them, and is left out.
     scope = comm.duplicate()
-    found: dict[str, float] | Failure
+    found: dict[str, float] | Failure | str
     try:
-        found = run_training(scope, surroundings, run.config, run_dir=path, kept=kept, quiet=True).metrics
+        result = run_training(
+            scope, surroundings, run.config, run_dir=path, kept=kept, quiet=True, preemption=preemption
+        )
+        found = result.stopped or result.metrics
     except MpiSparseError as error:
         if not error.on_all_ranks or isinstance(error, _ENDING):
             raise

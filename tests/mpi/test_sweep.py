@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.launch import environment, find_mpirun, kill_tree, run
-from tests.mpi.test_training import states
 from tests.paths import CHECKOUT
+from tests.rundirs import states
 
 STUDY = """
 [base]

@@ -7,16 +7,16 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mpisparse.checkpoint import read_tree, verify
+from mpisparse.checkpoint import verify
 from mpisparse.phases import NAMES
 from tests.launch import Outcome, environment, find_mpirun, kill_tree, mpirun, run
 from tests.paths import CHECKOUT
+from tests.rundirs import assert_same_end, read_lines, states
 
 CONFIG = """
 name = "try"
@@ -55,10 +55,6 @@ def settings(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     file = tmp_path / "run.toml"
@@ -92,27 +88,6 @@ def test_a_run_directory_says_what_happened(config: Path) -> None:
         assert words in outcome.stdout, outcome.text
     assert "\x1b" not in outcome.stderr, "no progress bar where there is no terminal"
     assert "epoch 2 | step" in outcome.stderr
-
-
-def states(directory: Path, size: int) -> dict[str, Any]:
-    """Return every tensor and number of the last checkpoint, by its path in the tree."""
-    newest = max(directory.glob("checkpoints/step-*"))
-    verify(newest)
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(f"{prefix}.{key}", value)
-        elif isinstance(node, list | tuple):
-            for i, value in enumerate(node):
-                walk(f"{prefix}.{i}", value)
-        else:
-            flat[prefix] = node
-
-    for name in ("state.h5", *(f"rank-{rank:05d}.h5" for rank in range(size))):
-        walk(name, read_tree(newest / name))
-    return flat
 
 
 def kill_after_checkpoint(config: Path, directory: Path, step: int, *options: str) -> None:
@@ -154,13 +129,7 @@ def test_a_killed_run_goes_on_bit_for_bit(config: Path, rule: str) -> None:
     outcome = train(config, "--run-dir", str(killed), *options)
     assert outcome.code == 0, outcome.text
     assert re.search(rf"resumed from .*step-{partial:08d}", outcome.stderr), outcome.text
-    expected, found = states(straight, 2), states(killed, 2)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, found[name]), name
-        else:
-            assert value == found[name], name
+    assert_same_end(straight, killed, 2)
     ours, theirs = (
         [line for line in read_lines(d / "metrics.jsonl") if line["kind"] == "step"] for d in (straight, killed)
     )

@@ -40,6 +40,8 @@ class Training(Section):
         distance from the least value, where model and penalty allow to find that.
     log_every: steps between writes to the run log (every step is in it all the same).
     watchdog: seconds that a rank may wait for the others, whatever for, before the job ends; 0 is for ever.
+    time_limit: seconds from the start of the program after which it will be ended from outside; it saves and ends by
+        itself before. 0 is no limit.
     check_replicas: steps after which all ranks compare their models; 0 never does.
     diverged: what to do when a model differs: end the run, or give all ranks what most of them hold.
     """
@@ -55,6 +57,7 @@ class Training(Section):
     objective: bool = False
     log_every: PositiveInt = 20
     watchdog: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 600.0
+    time_limit: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     check_replicas: NonNegativeInt = 100
     diverged: Diverged = "raise"
 
