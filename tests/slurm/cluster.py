@@ -89,7 +89,9 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """Kill whatever runs on a node at once, its daemon first."""
-        self._daemons.pop(node).kill()
+        daemon = self._daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
         marks = {f"MPISPARSE_TEST_DAEMON={node}", f"SLURMD_NODENAME={node}"}
         for process in self._processes(marks):
             with suppress(ProcessLookupError):

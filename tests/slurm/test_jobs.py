@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,27 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(cluster: Cluster, place: Path, *words: str, env: dict[str, str] | None = None) -> str:
+def train(
+    cluster: Cluster, place: Path, *words: str, arguments: Sequence[str] = (), env: dict[str, str] | None = None
+) -> str:
     """Return the name of a job that trains in place/run, on four nodes."""
     script = [str(CHECKOUT / "jobs" / "train.sbatch"), str(place / "small.toml"), str(place / "run")]
     options = ["--nodes=4", "--time=5", f"--output={place}/job.out", *words]
     variables = {"MPISPARSE_HOME": str(CHECKOUT), "MPISPARSE_SITE": str(place / "my.env"), **(env or {})}
-    return cluster.submit(*options, *script, env=variables)
+    return cluster.submit(*options, *script, *arguments, env=variables)
 
 
 def wait_until_saved(run: Path, step: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (run / "checkpoints" / f"step-{step:08d}").exists():
         assert time.monotonic() < end, f"no checkpoint of step {step} in {run}"
+        time.sleep(0.05)
+
+
+def wait_for_text(path: Path, text: str) -> None:
+    end = time.monotonic() + 120
+    while not path.exists() or text not in path.read_text():
+        assert time.monotonic() < end, f"{path} does not say {text!r}"
         time.sleep(0.05)
 
 
@@ -102,7 +111,7 @@ def test_a_preempted_job_comes_back_and_takes_every_step_once(cluster: Cluster, 
     job = train(cluster, place, env=LATE)
     wait_until_saved(place / "run", 40)
     signal_shell(cluster, job)
-    found = cluster.wait_for(job, "COMPLETED", "FAILED", timeout=60, hurry=True)
+    found = cluster.wait_for(job, "COMPLETED", "FAILED", timeout=120, hurry=True)
     log = (place / "job.out").read_text()
     assert found["JobState"] == "COMPLETED", log
     assert found["Restarts"] == "1"
@@ -119,7 +128,7 @@ def test_a_preempted_job_comes_back_and_takes_every_step_once(cluster: Cluster, 
 def test_the_wrong_kind_of_mpi_is_refused_with_the_right_one(cluster: Cluster, place: Path) -> None:
     (place / "my.env").write_text("MPISPARSE_SRUN_MPI=none\n")
     job = train(cluster, place)
-    found = cluster.wait_for(job, "FAILED", "COMPLETED", timeout=60)
+    found = cluster.wait_for(job, "FAILED", "COMPLETED", timeout=120)
     log = (place / "job.out").read_text()
     assert found["ExitCode"] == "78:0", log
     assert log.count("LaunchError: 4 ranks were promised by srun") == 1
@@ -137,12 +146,12 @@ def test_a_study_is_an_array_whose_tasks_come_back_by_themselves(cluster: Cluste
     wait_until_saved(directory / "ranks-002" / first, 40)
     signal_shell(cluster, f"{job}_0")
     for task, restarts in ((f"{job}_0", "1"), (f"{job}_1", "0")):
-        found = cluster.wait_for(task, "COMPLETED", "FAILED", timeout=90, hurry=True)
+        found = cluster.wait_for(task, "COMPLETED", "FAILED", timeout=120, hurry=True)
         assert (found["JobState"], found["Restarts"]) == ("COMPLETED", restarts)
     for run in (directory / "ranks-002").glob("0*"):
         assert steps_of(run) == list(range(1, 61))
     # The analysis waits for the array.
-    cluster.wait_for(str(int(job) + 1), "COMPLETED", timeout=60)
+    cluster.wait_for(str(int(job) + 1), "COMPLETED", timeout=120)
     table = (directory / "table.md").read_text()
     assert "small, topk density 0.1 | 2 |" in table
     shown = cluster.run(sys.executable, "-m", "jobs", "status", str(directory), "--json")
@@ -154,26 +163,47 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, place: Path) -> 
     job = train(cluster, place, env=LATE)
     wait_until_saved(place / "run", 40)
     assert cluster.run("scancel", job).code == 0
-    assert cluster.wait_for(job, "CANCELLED", timeout=60)["Restarts"] == "0"
+    assert cluster.wait_for(job, "CANCELLED", timeout=120)["Restarts"] == "0"
     time.sleep(15)
     assert cluster.show(job)["JobState"] == "CANCELLED"
     # The same command goes on.
     again = train(cluster, place)
-    assert cluster.wait_for(again, "COMPLETED", "FAILED", timeout=60)["JobState"] == "COMPLETED"
+    assert cluster.wait_for(again, "COMPLETED", "FAILED", timeout=120)["JobState"] == "COMPLETED"
     assert steps_of(place / "run") == list(range(1, 61))
 
 
 @pytest.mark.long
-def test_a_job_that_makes_no_step_stops(cluster: Cluster, place: Path) -> None:
-    """A limit of time that is over at once: the first start saves one step, and the second finds no more."""
-    job = train(cluster, place, "--signal=B:USR1@180", env={"MPISPARSE_RESTARTS": "1", **LATE})
-    wait_until_saved(place / "run", 40)
-    signal_shell(cluster, job)
-    cluster.wait_for(job, "PENDING", timeout=60)
-    for path in (place / "run" / "checkpoints").glob("step-*41"):
-        path.rename(place / path.name)
-    found = cluster.wait_for(job, "COMPLETED", "FAILED", timeout=90, hurry=True)
-    assert found["JobState"] in ("COMPLETED", "FAILED")
+def test_a_job_that_gets_no_further_stops(cluster: Cluster, place: Path) -> None:
+    """Rank 1 is killed before step 31, each time: 20 steps are saved by the first start, and no more by the second."""
+    job = train(cluster, place, env={"MPISPARSE_FAULTS": "kill:rank=1,step=30"})
+    found = cluster.wait_for(job, "FAILED", "COMPLETED", timeout=120, hurry=True)
+    log = (place / "job.out").read_text()
+    assert (found["JobState"], found["Restarts"]) == ("FAILED", "1"), log
+    assert starts_of(place / "run") == [[job, "0", "0"], [job, "1", "20"]]
+    assert "20 steps are saved, as many as at this start: stopping" in log
+
+
+@pytest.mark.long
+def test_a_job_that_comes_back_too_often_stops(cluster: Cluster, place: Path) -> None:
+    """Each start has time for few steps."""
+    words = ["--set", "training.time_limit=1"]
+    job = train(cluster, place, arguments=words, env={"MPISPARSE_RESTARTS": "1"})
+    found = cluster.wait_for(job, "FAILED", "COMPLETED", timeout=120, hurry=True)
+    log = (place / "job.out").read_text()
+    assert (found["JobState"], found["Restarts"], found["ExitCode"]) == ("FAILED", "1", "75:0"), log
+    assert "started again 1 times (MPISPARSE_RESTARTS): stopping" in log
+
+
+@pytest.mark.long
+def test_a_job_whose_time_is_over_comes_back_until_it_is_done(cluster: Cluster, place: Path) -> None:
+    """Slurm's own signal, before a limit of one minute: it may come as much as a minute early."""
+    job = train(
+        cluster, place, "--time=1", "--signal=B:USR1@20", env={"MPISPARSE_FAULTS": "late:rank=0,step=40,seconds=50"}
+    )
+    found = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=200, hurry=True)
+    assert found["JobState"] == "COMPLETED", (place / "job.out").read_text()
+    assert found["Restarts"] == "1"
+    assert steps_of(place / "run") == list(range(1, 61))
 
 
 @pytest.mark.long
@@ -183,7 +213,7 @@ def test_a_node_that_dies_takes_no_step_with_it(cluster: Cluster, place: Path) -
     nodes = cluster.run("scontrol", "show", "hostnames", cluster.show(job)["NodeList"]).stdout.split()
     cluster.kill_node(nodes[-1])
     try:
-        found = cluster.wait_for(job, "COMPLETED", "FAILED", timeout=150, hurry=True)
+        found = cluster.wait_for(job, "COMPLETED", "FAILED", timeout=120, hurry=True)
         assert found["JobState"] == "COMPLETED", (place / "job.out").read_text()
         assert found["Restarts"] == "1"
         assert steps_of(place / "run") == list(range(1, 61))
