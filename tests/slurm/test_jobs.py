@@ -170,6 +170,9 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, place: Path) -> 
     again = train(cluster, place)
     assert cluster.wait_for(again, "COMPLETED", "FAILED", timeout=120)["JobState"] == "COMPLETED"
     assert steps_of(place / "run") == list(range(1, 61))
+    # Saved when it was cancelled, which was at no multiple of 20.
+    assert [start[0] for start in starts_of(place / "run")] == [job, again]
+    assert int(starts_of(place / "run")[1][2]) in (41, 42)
 
 
 @pytest.mark.long
