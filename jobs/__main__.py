@@ -134,7 +134,13 @@ def _options(settings: tuple[str, ...], reduced: bool, retry: bool) -> list[str]
 
 
 def _refuse_while_queued(directory: Path) -> None:
-    """Raise ConfigError if jobs of the study are still in the queue: two that write to one run would spoil it."""
+    """Raise ConfigError if jobs of the study are still there: two that write to one run would spoil it."""
+    if any(directory.glob("ranks-*/runs.csv")):
+        here = [run for run in read_status(directory, {}) if run.state == "running"]
+        if here:
+            raise ConfigError(
+                f"{here[0].directory} on {here[0].ranks} rank{'s' * (here[0].ranks > 1)} is being made on this machine: wait for it, or end it"
+            )
     queue = read_queue(directory)
     if queue:
         jobs = ", ".join(sorted({name.partition("_")[0] for name in queue}))

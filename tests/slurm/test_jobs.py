@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import launch
 from tests.paths import CHECKOUT
 from tests.slurm.cluster import Cluster, running_cluster
 
@@ -49,6 +50,8 @@ SITE = "MPISPARSE_SRUN_MPI=pmi2\nMPISPARSE_RANKS_PER_NODE=1\n"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if "Open MPI" in launch.run([launch.find_mpirun(), "--version"], timeout=30).stdout:
+        pytest.skip("with Open MPI, PMIx wants a temporary folder for each node, and these nodes share one")
     with running_cluster(tmp_path_factory.mktemp("slurm"), nodes=4) as found:
         yield found
 
@@ -74,14 +77,8 @@ def train(
 def wait_until_saved(run: Path, step: int) -> None:
     end = time.monotonic() + 120
     while not (run / "checkpoints" / f"step-{step:08d}").exists():
-        assert time.monotonic() < end, f"no checkpoint of step {step} in {run}"
-        time.sleep(0.05)
-
-
-def wait_for_text(path: Path, text: str) -> None:
-    end = time.monotonic() + 120
-    while not path.exists() or text not in path.read_text():
-        assert time.monotonic() < end, f"{path} does not say {text!r}"
+        logs = [log.read_text() for log in sorted(run.parent.glob("*.out"))]
+        assert time.monotonic() < end, f"no checkpoint of step {step} in {run}\n{logs}"
         time.sleep(0.05)
 
 

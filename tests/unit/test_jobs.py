@@ -345,6 +345,16 @@ def test_local_runs_follow_each_other(tmp_path: Path, study: Study, code: int, m
     assert (tmp_path / "runs" / "ranks-002" / "state" / "2").read_text() == f"ended {code}\n"
 
 
+def test_a_study_that_is_being_made_here_is_left_alone(tmp_path: Path, study: Study) -> None:
+    prepare(study, tmp_path / "runs", plan(study, everything(study)), {})
+    (tmp_path / "runs" / "ranks-001" / "state" / "0").write_text(f"running local-{os.getpid()}\n")
+    done = CliRunner().invoke(
+        cli, ["submit", str(tmp_path / "try.toml"), "--local", "--run-dir", str(tmp_path / "runs")]
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert "000-seed-0-dense on 1 rank is being made on this machine" in str(done.exception)
+
+
 def test_a_launcher_has_to_take_the_number_of_ranks(tmp_path: Path, study: Study) -> None:
     words = ["submit", str(tmp_path / "try.toml"), "--local", "--run-dir", str(tmp_path / "runs")]
     for launcher, message in (
