@@ -156,18 +156,28 @@ def test_a_study_is_an_array_whose_tasks_come_back_by_themselves(cluster: Cluste
 
 
 @pytest.mark.long
-def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, place: Path) -> None:
+def test_a_cancelled_job_stays_away(cluster: Cluster, place: Path) -> None:
+    """Whether its ranks still save is a race: srun is told to end at the same time, and kills them."""
     job = train(cluster, place, env=LATE)
     wait_until_saved(place / "run", 40)
     assert cluster.run("scancel", job).code == 0
     assert cluster.wait_for(job, "CANCELLED", timeout=120)["Restarts"] == "0"
-    time.sleep(15)
+    time.sleep(10)
     assert cluster.show(job)["JobState"] == "CANCELLED"
-    # The same command goes on.
+
+
+@pytest.mark.long
+def test_a_job_can_be_told_to_save_and_stay_away(cluster: Cluster, place: Path) -> None:
+    job = train(cluster, place, env=LATE)
+    wait_until_saved(place / "run", 40)
+    assert cluster.run("scontrol", "update", f"JobId={job}", "Requeue=0").code == 0
+    assert cluster.run("scancel", "--signal=USR1", job).code == 0
+    found = cluster.wait_for(job, "FAILED", "COMPLETED", timeout=120)
+    assert (found["ExitCode"], found["Restarts"]) == ("75:0", "0")
+    assert "scontrol requeue failed: submit it again to go on" in (place / "job.out").read_text()
     again = train(cluster, place)
     assert cluster.wait_for(again, "COMPLETED", "FAILED", timeout=120)["JobState"] == "COMPLETED"
     assert steps_of(place / "run") == list(range(1, 61))
-    # Saved when it was cancelled, which was at no multiple of 20.
     assert [start[0] for start in starts_of(place / "run")] == [job, again]
     assert int(starts_of(place / "run")[1][2]) in (41, 42)
 
@@ -196,13 +206,12 @@ def test_a_job_that_comes_back_too_often_stops(cluster: Cluster, place: Path) ->
 
 @pytest.mark.long
 def test_a_job_whose_time_is_over_comes_back_until_it_is_done(cluster: Cluster, place: Path) -> None:
-    """Slurm's own signal, before a limit of one minute: it may come as much as a minute early."""
-    job = train(
-        cluster, place, "--time=1", "--signal=B:USR1@20", env={"MPISPARSE_FAULTS": "late:rank=0,step=40,seconds=50"}
-    )
-    found = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=200, hurry=True)
+    """A minute of slow steps, and a limit of one minute. Slurm's signal may come as much as a minute early."""
+    slow = ";".join(f"late:rank=0,step={step},seconds=2" for step in range(5, 35))
+    job = train(cluster, place, "--time=1", "--signal=B:USR1@20", env={"MPISPARSE_FAULTS": slow})
+    found = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=280, hurry=True)
     assert found["JobState"] == "COMPLETED", (place / "job.out").read_text()
-    assert found["Restarts"] == "1"
+    assert int(found["Restarts"]) >= 1
     assert steps_of(place / "run") == list(range(1, 61))
 
 
