@@ -138,9 +138,8 @@ def _refuse_while_queued(directory: Path) -> None:
     if any(directory.glob("ranks-*/runs.csv")):
         here = [run for run in read_status(directory, {}) if run.state == "running"]
         if here:
-            raise ConfigError(
-                f"{here[0].directory} on {here[0].ranks} rank{'s' * (here[0].ranks > 1)} is being made on this machine: wait for it, or end it"
-            )
+            run = f"ranks-{here[0].ranks:03d}/{here[0].directory}"
+            raise ConfigError(f"{run} of {directory} is being made on this machine: wait for it, or end it")
     queue = read_queue(directory)
     if queue:
         jobs = ", ".join(sorted({name.partition("_")[0] for name in queue}))

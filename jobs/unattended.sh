@@ -47,13 +47,14 @@ enter_site() {
   trap make_room USR1
 }
 
-# The signal that sbatch --signal=B:USR1@... asked for: pass it on to the ranks. srun forwards USR1, and ends a step on TERM.
+# The signal that sbatch --signal=B:USR1@... asked for: pass it on to the ranks, again and again, since ranks that are still
+# starting do not listen. srun forwards USR1; on TERM it kills its ranks.
 make_room() {
-  told=1
   cut_short=1
-  if [ -n "$step" ]; then
-    kill -USR1 "$step" 2>/dev/null || true
+  if [ "$told" -eq 0 ] && [ -n "$step" ]; then
+    while kill -USR1 "$step" 2>/dev/null; do sleep 5; done >/dev/null &
   fi
+  told=1
 }
 
 # Run a command on all tasks of the job, and return its exit code. srun is in the background, since bash runs no trap

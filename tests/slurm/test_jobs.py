@@ -124,11 +124,11 @@ def test_a_preempted_job_comes_back_and_takes_every_step_once(cluster: Cluster, 
 
 def test_the_wrong_kind_of_mpi_is_refused_with_the_right_one(cluster: Cluster, place: Path) -> None:
     (place / "my.env").write_text("MPISPARSE_SRUN_MPI=none\n")
-    job = train(cluster, place)
+    job = train(cluster, place, "--nodes=2")
     found = cluster.wait_for(job, "FAILED", "COMPLETED", timeout=120)
     log = (place / "job.out").read_text()
     assert found["ExitCode"] == "78:0", log
-    assert log.count("LaunchError: 4 ranks were promised by srun") == 1
+    assert log.count("LaunchError: 2 ranks were promised by srun") == 1
     assert "use --mpi=pmi2 with MPICH" in log
     assert found["Restarts"] == "0"
 
@@ -205,11 +205,12 @@ def test_a_job_that_comes_back_too_often_stops(cluster: Cluster, place: Path) ->
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_job_whose_time_is_over_comes_back_until_it_is_done(cluster: Cluster, place: Path) -> None:
-    """A minute of slow steps, and a limit of one minute. Slurm's signal may come as much as a minute early."""
-    slow = ";".join(f"late:rank=0,step={step},seconds=2" for step in range(5, 35))
+    """Slow steps, and a limit of one minute. Slurm's signal may come well before its time, while ranks still start."""
+    slow = ";".join(f"late:rank=0,step={step},seconds=2" for step in range(5, 25))
     job = train(cluster, place, "--time=1", "--signal=B:USR1@20", env={"MPISPARSE_FAULTS": slow})
-    found = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=280, hurry=True)
+    found = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=500, hurry=True)
     assert found["JobState"] == "COMPLETED", (place / "job.out").read_text()
     assert int(found["Restarts"]) >= 1
     assert steps_of(place / "run") == list(range(1, 61))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from jobs.__main__ import cli
 from jobs.plan import Batch, plan, spread
@@ -184,16 +184,16 @@ def fake_slurm(place: Path, queue: str = "") -> dict[str, str]:
     return {"PLACE": str(place), "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
 
 
-def call(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(env or {})}
-    command = [sys.executable, "-m", "jobs", *words]
-    return subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, timeout=120)
+def submit(place: Path, *words: str, env: dict[str, str]) -> Result:
+    """Return how `submit` of the study in `place` ended, with runs/ beside it."""
+    arguments = ["submit", str(place / "try.toml"), "--run-dir", str(place / "runs"), *words]
+    return CliRunner().invoke(cli, arguments, env=env)
 
 
 def test_submit_hands_every_batch_to_sbatch_and_the_analysis_after_them(tmp_path: Path, study: Study) -> None:
-    env, place = fake_slurm(tmp_path), tmp_path / "runs"
-    done = call("submit", str(tmp_path / "try.toml"), "--run-dir", str(place), env=env)
-    assert done.returncode == 0, done.stdout + done.stderr
+    place = tmp_path / "runs"
+    done = submit(tmp_path, env=fake_slurm(tmp_path))
+    assert done.exit_code == 0, done.output
     lines = (tmp_path / "sbatch").read_text().splitlines()
     assert [line.split()[-1] for line in lines] == [str(place / "ranks-001"), str(place / "ranks-004"), str(place)]
     assert "--dependency=afterany:100:101" in lines[2]
@@ -203,35 +203,38 @@ def test_submit_hands_every_batch_to_sbatch_and_the_analysis_after_them(tmp_path
     assert {run.state for run in read_status(place, {"100": "RUNNING", "101": "PENDING"})} == {"queued"}
     assert {run.state for run in read_status(place, {})} == {"not begun"}
     # A second time while they wait would have two jobs write to the same runs.
-    again = call(
-        "submit", str(tmp_path / "try.toml"), "--run-dir", str(place), env=fake_slurm(tmp_path, "101 PENDING\\n")
-    )
-    assert again.returncode == 78
-    assert "jobs 101 of" in again.stderr
+    again = submit(tmp_path, env=fake_slurm(tmp_path, "101 PENDING\\n"))
+    assert isinstance(again.exception, ConfigError)
+    assert "jobs 101 of" in str(again.exception)
     assert len((tmp_path / "sbatch").read_text().splitlines()) == 3
 
 
 def test_test_only_submits_nothing(tmp_path: Path, study: Study) -> None:
-    done = call(
-        "submit",
-        str(tmp_path / "try.toml"),
-        "--run-dir",
-        str(tmp_path / "runs"),
-        "--test-only",
-        env=fake_slurm(tmp_path),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = submit(tmp_path, "--test-only", env=fake_slurm(tmp_path))
+    assert done.exit_code == 0, done.output
     assert all("--test-only" in line for line in (tmp_path / "sbatch").read_text().splitlines())
     assert not (tmp_path / "runs" / "submitted.tsv").exists()
 
 
-def test_without_slurm_there_is_a_way_out(tmp_path: Path, study: Study) -> None:
-    done = call("submit", str(tmp_path / "try.toml"), "--run-dir", str(tmp_path / "runs"), env={"PATH": str(tmp_path)})
+def test_a_job_that_sbatch_refuses_is_told(tmp_path: Path, study: Study) -> None:
+    env = fake_slurm(tmp_path)
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho 'invalid account' >&2\nexit 1\n")
+    done = submit(tmp_path, env=env)
+    assert isinstance(done.exception, ConfigError)
+    assert "ended with exit code 1: what sbatch said is above" in str(done.exception)
+
+
+def test_without_slurm_there_is_a_way_out_in_one_line(tmp_path: Path, study: Study) -> None:
+    command = [sys.executable, "-m", "jobs", "submit", str(tmp_path / "try.toml"), "--run-dir", str(tmp_path / "runs")]
+    environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 78
+    assert done.stderr.startswith("jobs: ConfigError: there is no sbatch here")
+    assert len(done.stderr.splitlines()) == 1
     assert "--local makes the runs on this machine" in done.stderr
 
 
-def test_render_submits_nothing_and_passes_shellcheck(tmp_path: Path, study: Study) -> None:
+def test_render_submits_nothing_and_writes_what_bash_can_read(tmp_path: Path, study: Study) -> None:
     done = CliRunner().invoke(cli, ["submit", str(tmp_path / "try.toml"), "--render", str(tmp_path / "runs")])
     assert done.exit_code == 0, done.output
     assert f"8 runs in 2 jobs or arrays; to submit them: bash {tmp_path / 'runs' / 'submit.sh'}" in done.output
@@ -352,7 +355,7 @@ def test_a_study_that_is_being_made_here_is_left_alone(tmp_path: Path, study: St
         cli, ["submit", str(tmp_path / "try.toml"), "--local", "--run-dir", str(tmp_path / "runs")]
     )
     assert isinstance(done.exception, ConfigError)
-    assert "000-seed-0-dense on 1 rank is being made on this machine" in str(done.exception)
+    assert "ranks-001/000-seed-0-dense of" in str(done.exception)
 
 
 def test_a_launcher_has_to_take_the_number_of_ranks(tmp_path: Path, study: Study) -> None:

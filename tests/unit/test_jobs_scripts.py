@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +14,13 @@ import pytest
 
 from tests.paths import CHECKOUT
 
-SCRIPTS = sorted((CHECKOUT / "jobs").glob("*.sbatch"))
+SCRIPTS = sorted(
+    [
+        *(CHECKOUT / "jobs").glob("*.sbatch"),
+        *(CHECKOUT / "jobs").glob("*.sh"),
+        *(CHECKOUT / "tests/golden/jobs").glob("*"),
+    ]
+)
 SITES = sorted((CHECKOUT / "jobs" / "sites").glob("*.env"))
 
 #: In the place of srun: one more step is saved, if SAVES, and the exit code is CODE; USR1 is noted, and makes it 75.
@@ -136,7 +143,7 @@ def test_a_start_that_came_to_nothing_is_not_repeated(place: Path) -> None:
 
 
 def test_the_signal_reaches_the_step(place: Path) -> None:
-    """Once, twice, and at the end: the exit code is that of the step, and never that of a `wait` that was cut short."""
+    """Once or more often: the exit code is that of the step, and never that of a `wait` that was cut short."""
     for signals in (1, 3):
         command = ["bash", str(CHECKOUT / "jobs" / "train.sbatch"), "jobs/digits.toml", str(place / "run")]
         job = subprocess.Popen(command, env=variables(place, SAVES="1", WAITS="30"), stdout=subprocess.PIPE, text=True)
@@ -146,8 +153,51 @@ def test_the_signal_reaches_the_step(place: Path) -> None:
             job.send_signal(signal.SIGUSR1)
         text = job.communicate(timeout=60)[0]
         assert job.returncode == 75, text
-    assert len(read(place / "signals")) == 4
+    assert len(read(place / "signals")) == 2
     assert read(place / "scontrol") == ["requeue 7", "requeue 7"]
+
+
+def test_the_signal_is_repeated_for_ranks_that_do_not_listen_yet(place: Path) -> None:
+    command = ["bash", str(CHECKOUT / "jobs" / "train.sbatch"), "jobs/digits.toml", str(place / "run")]
+    job = subprocess.Popen(command, env=variables(place, SAVES="1", WAITS="130"), stdout=subprocess.PIPE, text=True)
+    wait_for_lines(place / "srun", 1)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGUSR1)
+    wait_for_lines(place / "signals", 2)
+    assert job.communicate(timeout=60)[0]
+    assert job.returncode == 75
+
+
+RANK = """\
+import signal, sys, time
+time.sleep(1)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+print("listens", flush=True)
+time.sleep(30)
+"""
+
+
+def test_a_rank_that_is_starting_survives_the_signal_and_one_that_listens_hears_it() -> None:
+    command = ["bash", str(CHECKOUT / "jobs" / "rank.sh"), sys.executable, "-c", RANK]
+    rank = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert rank.stdout is not None
+    time.sleep(0.5)
+    os.killpg(rank.pid, signal.SIGUSR1)
+    assert rank.stdout.readline() == "listens\n"
+    os.killpg(rank.pid, signal.SIGUSR1)
+    begin = time.monotonic()
+    assert rank.wait(timeout=30) == 75
+    # It gives the others time to leave.
+    assert time.monotonic() - begin > 2
+    rank.stdout.close()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 137])
+def test_other_codes_do_not_wait(code: int) -> None:
+    begin = time.monotonic()
+    command = ["bash", str(CHECKOUT / "jobs" / "rank.sh"), "bash", "-c", f"exit {code}"]
+    assert subprocess.run(command, timeout=30).returncode == code
+    assert time.monotonic() - begin < 2.5
 
 
 def wait_for_lines(path: Path, count: int) -> None:
