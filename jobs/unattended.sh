@@ -5,7 +5,7 @@
 #: The exit codes with which `mpisparse` says that it saved and would go on, and that a rank did not come.
 readonly saved=75 hung=74
 
-#: The srun that runs now, or empty, and whether this shell was told to make room (its own signal, or an exit code).
+#: The srun that runs now, or empty, and whether this shell was told to make room.
 step=""
 told=0
 #: Set by a signal: the `wait` that it cut short has to be repeated.
@@ -33,6 +33,8 @@ enter_site() {
     set +a
   fi
   local module
+  # Other people's scripts use variables that are not set.
+  set +u
   for module in ${MPISPARSE_MODULES:-}; do
     module load "$module"
   done
@@ -40,11 +42,11 @@ enter_site() {
     # shellcheck source=/dev/null
     . "$MPISPARSE_VENV/bin/activate"
   fi
+  set -u
   if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
     # Since Slurm 22.05 a step does not inherit the second one.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}" SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
   fi
-  trap make_room USR1
 }
 
 # The signal that sbatch --signal=B:USR1@... asked for: pass it on to the ranks, again and again, since ranks that are still
@@ -56,6 +58,7 @@ make_room() {
   fi
   told=1
 }
+trap make_room USR1
 
 # Run a command on all tasks of the job, and return its exit code. srun is in the background, since bash runs no trap
 # while it waits for a command in the foreground.

@@ -207,7 +207,7 @@ def test_a_job_that_comes_back_too_often_stops(cluster: Cluster, place: Path) ->
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_job_whose_time_is_over_comes_back_until_it_is_done(cluster: Cluster, place: Path) -> None:
-    """Slow steps, 70 seconds of them, and a limit of which 60 are left at the signal; that may come half a minute early."""
+    """Slow steps, 70 seconds of them, and a signal after 60 seconds, which may come half a minute early."""
     slow = ";".join(f"late:rank=0,step={step},seconds=2" for step in range(5, 40))
     job = train(cluster, place, "--time=2", "--signal=B:USR1@60", env={"MPISPARSE_FAULTS": slow})
     found = cluster.wait_for(job, "COMPLETED", "FAILED", "TIMEOUT", timeout=500, hurry=True)

@@ -254,3 +254,14 @@ def test_a_study_stops_where_no_other_run_can_follow(place: Path, code: int) -> 
     assert found == code, text
     assert states(place) == {"1": f"ended {code}"}
     assert read(place / "scontrol") == (["requeue 7"] if code == 75 else [])
+
+
+def test_a_site_loads_its_modules_and_enters_its_environment(place: Path) -> None:
+    """Those scripts may use variables that are not set."""
+    (place / "venv" / "bin").mkdir(parents=True)
+    (place / "venv" / "bin" / "activate").write_text('echo "entered $NOT_SET" >>"$PLACE/said"\n')
+    (place / "my.env").write_text(f'MPISPARSE_MODULES="one two"\nMPISPARSE_VENV={place / "venv"}\n')
+    module = '() { echo "loaded $2 $NOT_SET" >>"$PLACE/said"; }'
+    found, text = train(place, MPISPARSE_SITE=str(place / "my.env"), **{"BASH_FUNC_module%%": module})
+    assert found == 0, text
+    assert [line.split() for line in read(place / "said")] == [["loaded", "one"], ["loaded", "two"], ["entered"]]
