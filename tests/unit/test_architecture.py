@@ -174,3 +174,17 @@ def test_the_unpickler_decides_about_every_name_itself() -> None:
         if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases)
     ]
     assert [part.name for part in derived.body if isinstance(part, ast.FunctionDef)] == ["find_class"]
+
+
+def test_jobs_read_studies_and_import_no_more() -> None:
+    """It runs on login nodes, where no MPI may be started."""
+    allowed = {
+        "mpisparse.errors",
+        "mpisparse.runtime.runlog",
+        "mpisparse.training.section",
+        "mpisparse.training.study",
+        "mpisparse.training.sweepfiles",
+    }
+    for path in sorted((CHECKOUT / "jobs").glob("*.py")):
+        ours = {module.rpartition(".")[0] for module in imports(path) if module.startswith("mpisparse.")}
+        assert ours <= allowed, f"{path} imports {ours - allowed}"
