@@ -149,6 +149,7 @@ def test_a_study_is_an_array_whose_tasks_come_back_by_themselves(cluster: Cluste
         assert steps_of(run) == list(range(1, 61))
     # The analysis waits for the array.
     cluster.wait_for(str(int(job) + 1), "COMPLETED", timeout=120)
+    assert (directory / "report" / "index.html").exists()
     table = (directory / "table.md").read_text()
     assert "small, topk density 0.1 | 2 |" in table
     shown = cluster.run(sys.executable, "-m", "jobs", "status", str(directory), "--json")
