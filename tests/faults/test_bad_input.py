@@ -112,7 +112,7 @@ def test_a_run_directory_of_another_configuration(digits: Path) -> None:
     expect_one_message(outcome, 78, "seed was 0, is 3")
     outcome = train(digits, "--run-dir", "out", "--resume", "never")
     expect_one_message(outcome, 78, "--resume never")
-    outcome = train(digits, "--run-dir", "out", size=3)
+    outcome = train(digits, "--run-dir", "out", "--set", "checkpoint.reshape=refuse", size=3)
     expect_one_message(outcome, 70, "2 ranks", "3")
 
 
