@@ -114,6 +114,7 @@ class Save:
         begin = perf_counter()
         try:
             self._writing.result()
+            self._reports()
             # Here ranks wait for the slowest disk, and a watchdog sees it.
             self._comm.allgather([self.step])
             while (reports := self._reports()) is None:
