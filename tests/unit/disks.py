@@ -119,20 +119,23 @@ def assert_whole(size: int, directory: Path, case: str) -> int | None:
     What a save of this case began with is there as it was, or the new checkpoint is.
     """
     before, step, _ = CASES[case]
-    found = run_ranks(size, lambda comm: Checkpointer(directory, comm=comm).restore())
-    if found[0] is None:
+    found = [
+        restored
+        for restored in run_ranks(size, lambda comm: Checkpointer(directory, comm=comm).restore())
+        if restored is not None
+    ]
+    if not found:
         assert not before
         return None
-    for rank, restored in enumerate(found):
-        assert restored is not None
+    ((found_step, take),) = {(restored.step, restored.replicated["take"]) for restored in found}
+    assert (found_step, take) in {(step, 1), *((earlier, 0) for earlier in before[-1:])}
+    for rank, restored in zip(range(size), found, strict=True):
         assert restored.skipped == []
-        assert same(restored.per_rank, own(restored.step, rank))
-        take = restored.replicated["take"]
-        assert same(restored.replicated, replicated(restored.step, take))
-    assert (restored.step, take) in {(step, 1), *((earlier, 0) for earlier in before[-1:])}
+        assert same(restored.per_rank, own(found_step, rank))
+        assert same(restored.replicated, replicated(found_step, take))
     for path in list_checkpoints(directory):
         assert verify(path).ranks == size
-    return int(take) if restored.step == step else None
+    return int(take) if found_step == step else None
 
 
 def assert_recovers(size: int, directory: Path, case: str) -> None:
