@@ -25,7 +25,7 @@ train: setup
 
 # Tests on real ranks take the whole machine, one after another; the others are a process each, on two cores.
 test: lint
-	$(BIN)/python -m pytest -m "not long" tests/faults tests/mpi
+	$(BIN)/python -m pytest -m "not long" tests/faults tests/mpi tests/slurm
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile tests/unit
 
 test-all: test

@@ -1,4 +1,4 @@
-"""The command line of the analysis: `python -m analysis table RUNS...` and `paper RUNS... -o DIR`."""
+"""The command line of the analysis: `python -m analysis table`, `paper`, `report`, `compare` and `tail`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import click
 
 from analysis.load import load_run
 from analysis.table import rows_of, to_markdown
+
+#: Warnings that are printed; the page has all.
+_SAID = 20
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +50,67 @@ def paper(runs: tuple[Path, ...], output: Path) -> None:
         click.echo(f"analysis: left out: {line}", err=True)
     pictures = sum(path.suffix == ".png" for path in written)
     click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "output", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to write.")
+@click.option(
+    "--extra-p", type=click.Path(path_type=Path, dir_okay=False), help="Write medians for Extra-P, JSON lines."
+)
+@click.option("--mllog", type=click.Path(path_type=Path, dir_okay=False), help="Write MLPerf's log lines of all runs.")
+def report(runs: tuple[Path, ...], output: Path, extra_p: Path | None, mllog: Path | None) -> None:
+    """Report on RUNS: scaling, phases, bytes, learning, and a model of rank counts that were not measured.
+
+    RUNS are run directories, sweep directories, or parents of them. Runs of one `name` have to agree in all but method
+    (sparsifier, memory, exchange), batch and seed.
+    """
+    from analysis.report.build import build_report
+
+    try:
+        written, warnings = build_report(runs, output, extra_p=extra_p, mllog=mllog)
+    except (ValueError, OSError) as error:
+        click.echo(f"analysis: {error}", err=True)
+        sys.exit(78)
+    for line in warnings[:_SAID]:
+        click.echo(f"analysis: {line}", err=True)
+    if warnings[_SAID:]:
+        click.echo(f"analysis: and {len(warnings) - _SAID} more warnings, see the page", err=True)
+    pictures = sum(path.suffix == ".png" for path in written)
+    click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
+
+
+@cli.command()
+@click.argument("one", metavar="A", type=click.Path(path_type=Path))
+@click.argument("other", metavar="B", type=click.Path(path_type=Path))
+def compare(one: Path, other: Path) -> None:
+    """Compare the run or the repeats below A with those below B, and say what follows."""
+    from analysis.compare import compare as compared
+    from analysis.compare import to_text
+
+    try:
+        click.echo(to_text(compared(one, other)))
+    except ValueError as error:
+        click.echo(f"analysis: {error}", err=True)
+        sys.exit(78)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Print once, and end.")
+@click.option("--every", default=1.0, show_default=True, help="Seconds between looks.")
+def tail(run: Path, once: bool, every: float) -> None:
+    """Follow RUN while it goes on. Ends when the run has ended (exit code 0), failed or stalled (1)."""
+    from analysis.tail import follow
+
+    try:
+        state = follow(run, once=once, every=every)
+    except ValueError as error:
+        click.echo(f"analysis: {error}", err=True)
+        sys.exit(78)
+    except KeyboardInterrupt:
+        return
+    sys.exit(1 if state.startswith(("failed", "stalled")) else 0)
 
 
 if __name__ == "__main__":

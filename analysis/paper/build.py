@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from analysis.drawing.draw import draw
+from analysis.drawing.drawing import Drawing
 from analysis.find import Found, find
 from analysis.load import load_run
 from analysis.paper.claims import CLAIMS
 from analysis.paper.coding import coding_figure, load_codings
 from analysis.paper.coverage import footnote
-from analysis.paper.draw import draw
-from analysis.paper.drawing import Drawing
-from analysis.paper.evidence import Evidence
+from analysis.paper.evidence import FAILS, HOLDS, NOT_MEASURED, Evidence
 from analysis.paper.figures import cnn_figures, convex_figures
 from analysis.paper.figures_svm import svm_figures
 from analysis.paper.page import Content, to_markdown
 from analysis.paper.place import EXPERIMENTS, place_of
 from analysis.paper.record import Record, record_of
 from analysis.paper.tuning import tune
-from analysis.paper.web import to_html
+from analysis.web import to_html
+
+#: How the page shows a verdict.
+_VERDICTS = {HOLDS: "holds", FAILS: "fails", NOT_MEASURED: "unknown"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def build_page(paths: Sequence[Path], directory: Path) -> tuple[list[Path], list
     directory.mkdir(parents=True, exist_ok=True)
     written = [path for drawing in drawings for path in draw(drawing, directory)]
     text = to_markdown(content)
-    for name, body in (("index.md", text), ("index.html", to_html(text))):
+    for name, body in (("index.md", text), ("index.html", to_html(text, _VERDICTS))):
         (directory / name).write_text(body, encoding="utf-8")
         written.append(directory / name)
     return written, left_out

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from analysis.method import short
 from analysis.paper.curves import curve
 from analysis.paper.evidence import (
     FLOOR,
@@ -20,7 +21,6 @@ from analysis.paper.evidence import (
     slowdowns,
     straightness,
 )
-from analysis.paper.method import short
 from analysis.paper.tuning import Tuned
 
 #: Suboptimalities at which bits are compared: these parts, on a log scale, of the way that both rules made.

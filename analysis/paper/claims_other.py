@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Iterator
 from statistics import fmean
 
+from analysis.method import short
 from analysis.paper.curves import curve
 from analysis.paper.evidence import FAILS, HOLDS, Evidence, Finding, family, judged, matching, not_measured, reach
-from analysis.paper.method import short
 from analysis.paper.record import Record
 from analysis.paper.tuning import Tuned
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.paper.curves import Curve
-from analysis.paper.drawing import Drawing, Line, Panel
-from analysis.paper.method import Method, short
+from analysis.drawing.curve import Curve
+from analysis.drawing.drawing import Drawing, Line, Panel
+from analysis.method import Method, short
 
 _NEEDED = ("numel", "s", "rho", "method", "bits", "bits_with_header", "bound", "dense")
 

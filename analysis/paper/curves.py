@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from analysis.drawing.curve import Curve
 from analysis.paper.record import Array, Record
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points in the order of x, float64 arrays of shape (points,); low and high are a standard deviation away."""
-
-    x: Array
-    y: Array
-    low: Array
-    high: Array
-
-    def where(self, keep: NDArray[np.bool_]) -> Curve:
-        """Return the points for which `keep`, of shape (points,), is true."""
-        return Curve(self.x[keep], self.y[keep], self.low[keep], self.high[keep])
-
-    def scaled(self, factor: float) -> Curve:
-        """Return the curve with y times `factor`."""
-        return Curve(self.x, self.y * factor, self.low * factor, self.high * factor)
 
 
 def curve(records: Sequence[Record], x: str, y: str) -> Curve:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.drawing.curve import Curve
 from analysis.paper.coding import Coding
-from analysis.paper.curves import Curve, curve
+from analysis.paper.curves import curve
 from analysis.paper.place import Place
 from analysis.paper.record import Array
 from analysis.paper.tuning import Tuned

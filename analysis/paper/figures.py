@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from analysis.drawing.drawing import Drawing, Line, Panel
 from analysis.paper.curves import curve
-from analysis.paper.drawing import Drawing, Line, Panel
 from analysis.paper.place import Label
 from analysis.paper.tuning import Tuned
 

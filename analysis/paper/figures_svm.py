@@ -8,10 +8,11 @@ from statistics import fmean
 
 import numpy as np
 
-from analysis.paper.curves import Curve, curve
-from analysis.paper.drawing import Drawing, Line, Panel
+from analysis.drawing.curve import Curve
+from analysis.drawing.drawing import Drawing, Line, Panel
+from analysis.method import Method
+from analysis.paper.curves import curve
 from analysis.paper.figures import grid_of
-from analysis.paper.method import Method
 from analysis.paper.record import Record
 from analysis.paper.tuning import Tuned
 

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from analysis.drawing.drawing import Drawing
 from analysis.find import Sweep
+from analysis.markdown import bullets, figure, number, table
+from analysis.method import short
 from analysis.paper.claims import Claim
 from analysis.paper.coding import coding_table
 from analysis.paper.coverage import is_reduced
 from analysis.paper.curves import total_bits
-from analysis.paper.drawing import Drawing
 from analysis.paper.evidence import Evidence, Finding
-from analysis.paper.method import short
 from analysis.paper.place import EXPERIMENTS
 from analysis.paper.record import Record
 from analysis.paper.settings import settings
@@ -50,7 +51,7 @@ def to_markdown(content: Content) -> str:
     parts += ["## Coding length", *_coding(content)]
     parts += ["## How to read this", _READING]
     if content.left_out:
-        parts += ["## Left out", _bullets(content.left_out)]
+        parts += ["## Left out", bullets(content.left_out)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -73,9 +74,9 @@ def _summary(content: Content) -> str:
     missing = [words for name, words in EXPERIMENTS.items() if not content.records.get(name)]
     missing += [] if content.evidence.codings else ["Coding length"]
     lines = [
-        f"Made {content.made:%Y-%m-%d %H:%M} UTC from {_number(runs, 'run')}"
+        f"Made {content.made:%Y-%m-%d %H:%M} UTC from {number(runs, 'run')}"
         + (f", {failed} of which failed" if failed else "")
-        + f" and {_number(len(content.evidence.codings), 'coding study', 'coding studies')}."
+        + f" and {number(len(content.evidence.codings), 'coding study', 'coding studies')}."
     ]
     if reduced:
         lines.append(f"**Reduced version** of: {', '.join(reduced)}. The figures' footnotes say what is smaller.")
@@ -91,7 +92,7 @@ def _shortfall(sweep: Sweep, content: Content) -> str:
     there = sum(record.directory.parent == sweep.directory for record in records)
     if there >= sweep.runs:
         return ""
-    return f"The sweep {sweep.study} has {there} of its {_number(sweep.runs, 'run')} (`{sweep.directory}`)."
+    return f"The sweep {sweep.study} has {there} of its {number(sweep.runs, 'run')} (`{sweep.directory}`)."
 
 
 def _claims(findings: Iterable[tuple[Claim, Finding]]) -> str:
@@ -115,7 +116,7 @@ def _experiment(content: Content, experiment: str) -> Iterator[str]:
     yield table(["setting", "value"], settings(records))
     if content.notes.get(experiment):
         yield f"Coverage: {content.notes[experiment]}."
-    yield from (_figure(drawing) for drawing in content.drawings if drawing.experiment == experiment)
+    yield from (figure(drawing.name, drawing.title) for drawing in content.drawings if drawing.experiment == experiment)
     curves = content.evidence.curves(experiment)
     edges = [curve for curve in curves if curve.edge and curve.records]
     if edges:
@@ -127,7 +128,7 @@ def _experiment(content: Content, experiment: str) -> Iterator[str]:
     yield table(_COLUMNS, [_row(curve) for curve in curves])
     notes = [f"{one.place.panel}: two curves of {one.method.name}, whose runs differ in {', '.join(keys) or 'ranks'}"
              for one, _, keys in doubles(curves)]  # fmt: skip
-    yield _bullets(notes)
+    yield bullets(notes)
 
 
 _COLUMNS = ["figure", "panel", "method", "rate", "of", "var", "spa", "last value", "bits", "with headers", "runs"]
@@ -161,7 +162,7 @@ def _coding(content: Content) -> Iterator[str]:
     if not content.evidence.codings:
         yield 'No coding study: a JSON file of `mpisparse bench coding` with `"study": "coding"`.'
         return
-    yield from (_figure(drawing) for drawing in content.drawings if drawing.experiment == "coding")
+    yield from (figure(drawing.name, drawing.title) for drawing in content.drawings if drawing.experiment == "coding")
     yield table(
         [
             "entries",
@@ -177,28 +178,3 @@ def _coding(content: Content) -> Iterator[str]:
         ],
         coding_table(content.evidence.codings),
     )
-
-
-def _figure(drawing: Drawing) -> str:
-    name = drawing.name
-    return f"![{drawing.title}]({name}.png)\n\n[SVG]({name}.svg) · [CSV]({name}.csv)"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown; columns that are empty in all rows are left out."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    kept = [i for i in range(len(columns)) if any(row[i] for row in cells)]
-    lines = [[columns[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) if cells else ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {' '.join(item.split())}" for item in items)
-
-
-def _number(count: int, one: str, more: str = "") -> str:
-    return f"{count:,} {one if count == 1 else more or one + 's'}"

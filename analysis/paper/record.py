@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.load import Run
-from analysis.paper.method import Method, method_of
+from analysis.method import Method, method_of
 
 Array = NDArray[np.float64]
 

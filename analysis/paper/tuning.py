@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from analysis.method import Method
 from analysis.paper.curves import final
-from analysis.paper.method import Method
 from analysis.paper.place import Place, place_of
 from analysis.paper.record import Record
 

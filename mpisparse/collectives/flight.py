@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -36,7 +37,8 @@ class _Parcel:
 class Flights:
     """Makes one flight a step, on two communicators of their own: lengths never have to wait for bytes.
 
-    Making one is collective. Receive buffers, one a group, are used again from flight to flight.
+    Making one is collective. Receive buffers, one a group, are used again from flight to flight, and so is the thread
+    that moves the messages: with MPI in the process, every new thread leaves some hundred bytes behind.
     """
 
     def __init__(self, comm: Communicator) -> None:
@@ -45,12 +47,22 @@ class Flights:
         #: Where the recorder notes that this rank waits for a flight; the calls themselves go on beside it.
         self.landings = comm.lane.recorder.lane("landing")
         self._rooms: list[Bytes] = []
+        self._due: SimpleQueue[Flight | None] = SimpleQueue()
+        self._pilot: threading.Thread | None = None
+        weakref.finalize(self, self._due.put, None)
 
     def begin(self, groups: int) -> Flight:
         """Return a flight of so many groups. The one before it has to have ended."""
         while len(self._rooms) < groups:
             self._rooms.append(np.empty(0, np.uint8))
         return Flight(self, groups)
+
+    def take(self, flight: Flight) -> None:
+        """Have the thread fly this one."""
+        if self._pilot is None:
+            self._pilot = threading.Thread(target=_pilot, args=(self._due,), name="mpisparse-flight", daemon=True)
+            self._pilot.start()
+        self._due.put(flight)
 
     def room(self, group: int, total: int) -> Bytes:
         """Return the receive buffer of a group, of at least `total` bytes."""
@@ -66,8 +78,8 @@ class Flight:
 
     - Every rank sends every group, in the same order, be it as a failure. A group lands when all ranks have sent it.
     - MPI moves nothing in the background, so a thread asks it to, a few thousand times a second. That thread makes all
-      MPI calls of the flight; it begins with the first group and ends by itself with the last. It is a daemon: a rank
-      that leaves with an error does not wait for groups that will never land.
+      MPI calls of the flight, from the first group to the last, and then waits for the next flight. It is a daemon: a
+      rank that leaves with an error does not wait for groups that will never land.
     - An exception of the thread is raised by `wait`.
     - What `wait` returns are views of buffers that the next flight overwrites: decode with what is expected.
     """
@@ -97,7 +109,7 @@ class Flight:
         self._sent.put((payload, lengths))
         self._begun += 1
         if self._begun == 1:
-            threading.Thread(target=self._fly, name="mpisparse-flight", daemon=True).start()
+            self._flights.take(self)
 
     def wait(self, group: int) -> list[list[Bytes]] | None:
         """Return for each bucket of a group the messages of all ranks in rank order, or None if a rank has failed.
@@ -118,7 +130,8 @@ class Flight:
 
     # What follows runs in the flight's thread -------------------------------------------------------------------------
 
-    def _fly(self) -> None:
+    def fly(self) -> None:
+        """Move all groups, and return when they have landed."""
         try:
             while self._taken < self._groups or self._counting or self._moving:
                 self._take_off()
@@ -178,6 +191,13 @@ class Flight:
         self._received[parcel.group] = received
         self._busy[-1] = (self._busy[-1][0], perf_counter_ns())
         self._landed[parcel.group].set()
+
+
+def _pilot(due: SimpleQueue[Flight | None]) -> None:
+    """Fly what is due until nobody can ask for more."""
+    while (flight := due.get()) is not None:
+        flight.fly()
+        del flight  # it holds the flights, whose end is the sign to end
 
 
 def cut(packed: Bytes, lengths: NDArray[np.int64]) -> list[list[Bytes]]:

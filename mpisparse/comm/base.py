@@ -168,7 +168,7 @@ class Communicator(ABC):
         """
         with self.lane.call("duplicate"):
             fresh = self._duplicate()
-        fresh.lane = self.lane.recorder.lane(name or self.lane.name)
+        fresh.lane = self.lane.recorder.lane(name or self.lane.kind)
         return fresh
 
     def describe(self) -> Description:

@@ -53,13 +53,13 @@ class Lane:
     """The calls of one communicator. Their order is the same on all ranks, which that between lanes need not be.
 
     number: of the communicator in its family, the same on all ranks as making one is collective.
-    begun: calls so far.
+    kind, name: what it is for, and what it is called, which no other one of the family is. begun: calls so far.
     """
 
-    __slots__ = ("begun", "name", "number", "recorder")
+    __slots__ = ("begun", "kind", "name", "number", "recorder")
 
-    def __init__(self, recorder: Recorder, number: int, name: str) -> None:
-        self.recorder, self.number, self.name = recorder, number, name
+    def __init__(self, recorder: Recorder, number: int, kind: str, name: str) -> None:
+        self.recorder, self.number, self.kind, self.name = recorder, number, kind, name
         self.begun = 0
 
     def call(self, operation: str, counts: Any = None, group: int | None = None) -> Call:
@@ -88,8 +88,9 @@ class Recorder:
         self.last_end = monotonic_ns()
 
     def lane(self, name: str) -> Lane:
-        """Return a new lane. Every rank has to make the same, in the same order."""
-        lane = Lane(self, len(self.lanes), name)
+        """Return a new lane. Every rank has to make the same, in the same order. A name that is taken gets a number."""
+        alike = sum(lane.kind == name for lane in self.lanes)
+        lane = Lane(self, len(self.lanes), name, f"{name} {alike + 1}" if alike else name)
         self.lanes.append(lane)
         return lane
 

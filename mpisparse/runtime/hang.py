@@ -97,6 +97,17 @@ def _findings(hang: Hang, dumps: dict[int, Dump]) -> Iterator[str]:
         yield f"rank {rank} did not come: {_whereabouts(rank, dumps)}"
     if len(hang.behind) > _LISTED:
         yield f"nor did {_ranks(hang.behind[_LISTED:])}"
+    if any(rank in dumps and _waits_elsewhere(dumps[rank], call) for rank in hang.behind):
+        yield (
+            "ranks waited for each other on different communicators: every rank must make the same calls in the same "
+            "order, so look for optimizers, evaluations or saves whose order depends on the rank"
+        )
+
+
+def _waits_elsewhere(dump: Dump, call: Dump) -> bool:
+    """Return True for a rank that waits on another communicator than `call` is on, be it for its program's end."""
+    waiting = dump["waiting"]
+    return waiting is not None and waiting["lane"] != call["lane"]
 
 
 def _whereabouts(rank: int, dumps: dict[int, Dump]) -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any, TextIO
 
 import numpy as np
@@ -108,7 +109,8 @@ class RunLog:
         if kind == "evaluation":
             self.evaluated = step
         if self._metrics is not None:
-            _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **fields})
+            clock = {"unix_seconds": round(time(), 3)}
+            _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **clock, **fields})
             self._metrics.flush()
 
     def sync(self) -> None:

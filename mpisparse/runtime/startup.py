@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +26,8 @@ class Surroundings:
     thread_level: str
     threads: int
     threads_reason: str
+    hosts: tuple[str, ...] = ()
+    processors: tuple[str, ...] = ()
 
     def banner(self) -> str:
         """Return one line for people."""
@@ -87,6 +90,8 @@ def start(
         thread_level=place.thread_level,
         threads=threads,
         threads_reason=reason,
+        hosts=_each_once(comm, place.node),
+        processors=_each_once(comm, processor()),
     )
     if banner and comm.rank == 0:
         print(surroundings.banner(), file=sys.stderr, flush=True)
@@ -100,6 +105,21 @@ def _end_together(comm: Communicator, limit: float) -> None:
     # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
     goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
     install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
+
+
+def processor() -> str:
+    """Return the model of this machine's processor, "unknown" where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or "unknown"
+
+
+def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:
+    """Return what the ranks say, each text once, in the order of the first rank that says it. Collective."""
+    return tuple(dict.fromkeys(said.decode() for said in comm.allgather_bytes(own.encode())))
 
 
 def _count(number: int, noun: str) -> str:

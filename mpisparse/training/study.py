@@ -10,9 +10,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from mpisparse.errors import ConfigError
 from mpisparse.training.config import RunConfig
@@ -34,12 +34,36 @@ class Variation(Section):
     axes: dict[str, list[Any]] = Field(default_factory=dict)
 
 
+class Launch(Section):
+    """On how many ranks `python -m jobs` makes a study, and how it cuts its jobs. `mpisparse sweep` does not read it.
+
+    ranks: each number of ranks makes all runs of the study, in a directory of its own.
+    array: a job of its own for each run, a task of an array; otherwise the runs on one number of ranks follow each
+        other in one job, on the same nodes. Long runs want the first, comparisons of times the second.
+    minutes: time limit of a job.
+    order: seed of the order in which the runs follow each other, so that no method always comes first.
+    """
+
+    ranks: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    array: bool = False
+    minutes: int = Field(default=60, ge=1)
+    order: int = Field(default=0, ge=0)
+
+    @field_validator("ranks")
+    @classmethod
+    def _each_once(cls, ranks: list[int]) -> list[int]:
+        if len(set(ranks)) < len(ranks):
+            raise ValueError(f"{ranks} has a number of ranks twice: repeat runs by an axis, as seed = [0, 1, 2]")
+        return ranks
+
+
 class StudyFile(Section):
     """A study as its file tells it.
 
     base: a run configuration, without what the axes give.
     axes: for each key the values it takes. A key names a section, whose values are tables in the place of it, or a key
         of one, as in "optimizer.lr"; keys joined by commas take their values together, from lists.
+    launch: on how many ranks, for `python -m jobs`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +71,7 @@ class StudyFile(Section):
     base: dict[str, Any]
     axes: dict[str, list[Any]]
     reduced: Variation | None = None
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +92,7 @@ class Study:
     reduced: bool
     text: str
     runs: tuple[Planned, ...]
+    launch: Launch | None = None
 
 
 def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = ()) -> Study:
@@ -96,7 +122,7 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
     varies = {key for key in combinations[0] if any(chosen[key] != combinations[0][key] for chosen in combinations)}
     tree = apply_settings(tree, settings)
     runs = tuple(_plan(path, tree, index, chosen, varies) for index, chosen in enumerate(combinations))
-    return Study(runs[0].config.name, reduced, text, runs)
+    return Study(runs[0].config.name, reduced, text, runs, file.launch)
 
 
 def _read(path: Path) -> tuple[str, StudyFile]:

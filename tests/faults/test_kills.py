@@ -1,27 +1,121 @@
-"""A process that is killed while it saves, at any moment, leaves a complete checkpoint: the older one or the new."""
+"""`kill -9` of a rank or of the launcher at any moment: the same command goes on, and ends with the same bits."""
 
 from __future__ import annotations
 
-import sys
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.launch import run
+from mpisparse.checkpoint import list_checkpoints
+from tests.launch import environment, find_mpirun, kill_tree, run
+from tests.rundirs import assert_same_end, read_lines
+
+CONFIG = """
+name = "try"
+[data]
+name = "digits"
+[model]
+name = "mlp"
+hidden = [16]
+[training]
+length = "400 steps"
+batch = 20
+log_every = 7
+[optimizer]
+name = "Adam"
+lr = 0.003
+[sparsifier]
+name = "topk"
+density = 0.05
+[checkpoint]
+every = "5 steps"
+keep = 2
+"""
+SIZE = 2
+#: The environment variable by which the processes of a job are found, whoever their parent has become.
+MARK = "MPISPARSE_TRIAL"
 
 
-def kill_everywhere(stride: int) -> list[int]:
-    """Return how many places were tried in each case: every one of that many."""
-    command = [sys.executable, "-m", "tests.faults.kills", str(stride)]
-    outcome = run(command, timeout=280, env={"OMP_NUM_THREADS": "1"})
-    assert outcome.code == 0, outcome.text
-    print(outcome.stdout)
-    return [int(line.split()[-2]) for line in outcome.stdout.splitlines()]
+def command(out: str) -> list[str]:
+    return [find_mpirun(), "-n", str(SIZE), "mpisparse", "train", "run.toml", "--run-dir", out]
 
 
-def test_a_kill_in_one_of_many_places_of_a_save_leaves_a_good_checkpoint() -> None:
-    assert sum(kill_everywhere(9)) > 60
+def processes(mark: str) -> dict[int, str]:
+    """Return the command of every process of a job, by its number."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            # One that has ended and was not waited for has no command.
+            if words and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = words
+        except OSError:
+            continue
+    return found
 
 
-@pytest.mark.long
-def test_a_kill_in_any_place_of_a_save_leaves_a_good_checkpoint() -> None:
-    assert sum(kill_everywhere(1)) > 600
+def start_and_kill(folder: Path, mark: str, which: str, chance: random.Random) -> bool:
+    """Start the run, kill one process of it after a while, and return whether it was there, once all are gone."""
+    log, started = folder / "out" / "metrics.jsonl", time.monotonic()
+    before = log.stat().st_mtime_ns if log.exists() else 0
+    child = subprocess.Popen(
+        command("out"), cwd=folder, env=environment({MARK: mark}), start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while child.poll() is None and not (log.exists() and log.stat().st_mtime_ns > before):
+            assert time.monotonic() < started + 120, "no step was made"
+            time.sleep(0.002)
+        time.sleep(chance.expovariate(1 / 0.7))
+        ranks = sorted(
+            number for number, words in processes(mark).items() if " -n " not in words and "mpisparse train" in words
+        )
+        if child.poll() is not None or not ranks:
+            return False
+        victim = child.pid if which == "launcher" else chance.choice(ranks)
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        while left := processes(mark):
+            assert time.monotonic() < killed + 30, f"30 s after {which} was killed there still are {left}"
+            child.poll()
+            time.sleep(0.02)
+        return True
+    finally:
+        kill_tree(child.pid)
+        child.wait()
+
+
+@pytest.mark.parametrize(
+    ("runs", "kills"), [(1, 2), pytest.param(10, 10, marks=[pytest.mark.long, pytest.mark.timeout(7200)])]
+)
+def test_killed_at_any_moment_a_run_ends_with_the_same_bits(runs: int, kills: int, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(CONFIG)
+    straight = run(command("straight"), timeout=200, cwd=tmp_path)
+    assert straight.code == 0, straight.text
+    chance, told = random.Random(7), []
+    for number in range(runs):
+        for trial in range(kills):
+            which = ("a rank", "launcher")[trial % 2]
+            was_there = start_and_kill(tmp_path, f"{os.getpid()}.{number}.{trial}", which, chance)
+            newest = [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")][-1:]
+            told.append((which if was_there else "nothing", *newest))
+        outcome = run(command("out"), timeout=200, cwd=tmp_path)
+        assert outcome.code == 0, outcome.text
+        assert_same_end(tmp_path / "straight", tmp_path / "out", SIZE)
+        ours, theirs = (
+            [
+                (line["step"], line["loss"])
+                for line in read_lines(tmp_path / name / "metrics.jsonl")
+                if line["kind"] == "step"
+            ]
+            for name in ("out", "straight")
+        )
+        assert ours == theirs
+        (tmp_path / "out").rename(tmp_path / f"out-{number}")
+    print(f"killed: {told}")
+    assert sum(which != "nothing" for which, *_ in told) >= runs * kills * 0.9

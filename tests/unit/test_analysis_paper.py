@@ -14,14 +14,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from analysis.__main__ import cli
+from analysis.drawing.curve import Curve
+from analysis.drawing.draw import draw
+from analysis.drawing.drawing import COLUMNS, Drawing, Line, Panel, to_csv
 from analysis.load import load_run
+from analysis.markdown import table
+from analysis.method import Method
 from analysis.paper.coverage import footnote
-from analysis.paper.curves import Curve
-from analysis.paper.draw import draw
-from analysis.paper.drawing import COLUMNS, Drawing, Line, Panel, to_csv
 from analysis.paper.figures import convex_figures
-from analysis.paper.method import Method
-from analysis.paper.page import table
 from analysis.paper.record import record_of
 from analysis.paper.tuning import tune
 from tests.unit.paper_runs import (

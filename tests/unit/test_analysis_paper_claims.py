@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.drawing.curve import Curve
 from analysis.load import load_run
 from analysis.paper import claims_convex as convex
 from analysis.paper import claims_other as other
 from analysis.paper.claims import CLAIMS
 from analysis.paper.coding import load_codings
-from analysis.paper.curves import Curve
 from analysis.paper.evidence import FAILS, HOLDS, NOT_MEASURED, Evidence, Finding, power, reach, straightness
 from analysis.paper.record import record_of
 from analysis.paper.tuning import tune

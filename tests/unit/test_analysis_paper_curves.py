@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from analysis.load import load_run
+from analysis.method import Method, method_of, short
 from analysis.paper.curves import curve, final, total_bits
-from analysis.paper.method import Method, method_of, short
 from analysis.paper.place import place_of
 from analysis.paper.record import Record, record_of
 from analysis.paper.tuning import doubles, tune

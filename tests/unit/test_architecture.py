@@ -19,6 +19,13 @@ ORDER = [
 ]  # fmt: skip
 
 
+#: Rooms of the analysis, likewise.
+ANALYSIS_ORDER = [
+    "load", "find", "table", "method", "markdown", "web", "columns", "waiting", "brief", "many", "bootstrap", "drawing",
+    "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
+]  # fmt: skip
+
+
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Return the modules that a file imports, full names."""
     tree = ast.parse(path.read_text())
@@ -49,6 +56,17 @@ def test_imports_point_one_way(path: Path) -> None:
         if module.startswith("mpisparse.") and room(module) != here:
             assert room(module) in ORDER, f"{module} is in no room"
             assert ORDER.index(room(module)) < ORDER.index(here), f"{path} imports {module}"
+
+
+def test_imports_of_the_analysis_point_one_way() -> None:
+    root = CHECKOUT / "analysis"
+    for path in root.rglob("*.py"):
+        here = path.relative_to(root).with_suffix("").parts[0]
+        for module in imports(path):
+            if module.startswith("analysis.") and (there := module.split(".")[1]) != here:
+                assert ANALYSIS_ORDER.index(there) < ANALYSIS_ORDER.index(here), f"{path} imports {module}"
+    paper = root / "paper"
+    assert not any(".report." in module for path in paper.rglob("*.py") for module in imports(path))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -156,3 +174,17 @@ def test_the_unpickler_decides_about_every_name_itself() -> None:
         if isinstance(node, ast.ClassDef) and "pickle.Unpickler" in map(ast.unparse, node.bases)
     ]
     assert [part.name for part in derived.body if isinstance(part, ast.FunctionDef)] == ["find_class"]
+
+
+def test_jobs_read_studies_and_import_no_more() -> None:
+    """It runs on login nodes, where no MPI may be started."""
+    allowed = {
+        "mpisparse.errors",
+        "mpisparse.runtime.runlog",
+        "mpisparse.training.section",
+        "mpisparse.training.study",
+        "mpisparse.training.sweepfiles",
+    }
+    for path in sorted((CHECKOUT / "jobs").glob("*.py")):
+        ours = {module.rpartition(".")[0] for module in imports(path) if module.startswith("mpisparse.")}
+        assert ours <= allowed, f"{path} imports {ours - allowed}"

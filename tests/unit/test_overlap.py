@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 from time import perf_counter_ns
 
@@ -98,6 +100,21 @@ def test_an_error_of_the_thread_is_raised_by_wait() -> None:
     flight.send([np.ones(5, np.uint8)], 1)
     with pytest.raises(CommError, match="no room"):
         flight.wait(0)
+
+
+def test_one_thread_makes_all_flights_and_ends_with_them() -> None:
+    flights = Flights(solo())
+    pilots = set()
+    for _ in range(3):
+        flight = flights.begin(1)
+        flight.send([np.ones(5, np.uint8)], 1)
+        flight.wait(0)
+        pilots |= {thread for thread in threading.enumerate() if thread.name == "mpisparse-flight"}
+    (pilot,) = [thread for thread in pilots if thread is flights._pilot]
+    del flights, flight
+    gc.collect()
+    pilot.join(10)
+    assert not pilot.is_alive()
 
 
 def test_a_result_is_not_read_before_its_end() -> None:

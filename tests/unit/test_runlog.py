@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.exchange import Traffic
 from mpisparse.phases import NAMES, Phases
+from mpisparse.runtime import start
 from mpisparse.runtime.runlog import RunLog, StepRecord, replace_file
+from mpisparse.runtime.startup import processor
 from mpisparse.wire import HEADER_SIZE
 
 
@@ -105,6 +108,25 @@ def test_a_resumed_run_cuts_off_what_comes_again_and_what_is_torn(tmp_path: Path
     kinds = [(line["kind"], line["step"]) for line in lines(tmp_path / "metrics.jsonl")]
     assert kinds == [("step", 1), ("step", 2), ("evaluation", 2), ("step", 3)]
     assert [line["step"] for line in lines(tmp_path / "ranks" / "rank-00000.jsonl")] == [1, 2, 3]
+
+
+def test_events_tell_the_time_of_day(tmp_path: Path) -> None:
+    before = time.time()
+    log = RunLog(tmp_path, solo())
+    log.event("start", 0, ranks=1)
+    log.step(record(1))
+    log.flush()
+    log.close()
+    start, step = lines(tmp_path / "metrics.jsonl")
+    assert before - 0.001 <= start["unix_seconds"] <= time.time() + 0.001
+    assert "unix_seconds" not in step
+
+
+def test_nodes_and_processors_are_named_once_each() -> None:
+    found = run_ranks(3, lambda comm: start(comm, banner=False)[1])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0].hosts) == 1
+    assert found[0].processors == (processor(),)
 
 
 def test_files_of_ranks_that_are_no_more_are_removed(tmp_path: Path) -> None:

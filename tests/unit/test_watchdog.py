@@ -153,6 +153,20 @@ def test_ranks_in_different_calls_of_the_same_number_go_different_ways() -> None
     assert "rank 1 made barrier of it: every rank must make the same calls in the same order" in summary(dumps, "c")
 
 
+def test_ranks_that_wait_on_different_communicators_are_told_of_the_order() -> None:
+    dumps = {}
+    for rank in range(2):
+        recorder = Recorder()
+        lanes = [recorder.lane("optimizer"), recorder.lane("optimizer")]
+        recorder.waiting.add(lanes[rank].call("allgather"))
+        about = {"job": "j", "size": 2, "host": "h", "process": rank, "limit": 3.0, "reason": "waited"}
+        dumps[rank] = make_dump(recorder, rank=rank, **about)
+    line = summary(dumps, "c")
+    assert 'rank 0 of 2 waited for 0.0 s in allgather 1 of communicator "optimizer"' in line
+    assert 'rank 1 did not come: it waited in allgather 1 of communicator "optimizer 2"' in line
+    assert "different communicators: every rank must make the same calls in the same order" in line
+
+
 def test_when_all_came_it_is_the_network() -> None:
     dumps = {rank: dump(rank, THERE, inside=True) for rank in range(3)}
     assert "all 3 ranks came to allgather 3" in summary(dumps, "c")

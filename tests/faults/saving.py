@@ -1,6 +1,6 @@
 """Saves whose process is killed at any one operation on the disk, and what is found afterwards.
 
-python -m tests.faults.kills STRIDE
+python -m tests.faults.saving STRIDE
 
 Prints, for every case, how many places were tried: every STRIDE-th there is. A process of two ranks, which are threads,
 dies in each of them: as a job does, whose launcher ends all ranks when one is gone. A program of its own, with few

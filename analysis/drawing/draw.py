@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.paper.axes import draw_panel
-from analysis.paper.drawing import Drawing, Panel, to_csv
+from analysis.drawing.axes import draw_panel
+from analysis.drawing.drawing import Drawing, Panel, to_csv
 
 DPI = 150
 
@@ -37,6 +38,9 @@ _TITLE, _LEGEND_LINE, _NOTE = 0.5, 0.24, 0.26
 
 #: Inches of a letter in a legend, and of what stands before a label.
 _LETTER, _HANDLE = 0.088, 0.75
+
+#: Inches of a letter in a footnote.
+_NOTE_LETTER = 0.081
 
 
 def draw(drawing: Drawing, directory: Path) -> list[Path]:
@@ -77,20 +81,27 @@ class _Layout:
 def _layout(drawing: Drawing) -> _Layout:
     rows = 1 + max((panel.row for panel in drawing.panels), default=0)
     columns = 1 + max((panel.column for panel in drawing.panels), default=0)
-    labels = [list(dict.fromkeys(line.label for line in panel.lines if line.label)) for panel in drawing.panels]
+    labels = [_labels(panel) for panel in drawing.panels]
     letters = max((len(label) for each in labels for label in each), default=0)
     entry = _LETTER * letters + _HANDLE
     narrow = _LEFT + _AXES[0] + _RIGHT
-    notes = _NOTE * len(drawing.footnotes) + 0.1
     if _share_a_legend(drawing):
         width = max(columns * narrow, 8.5)
         ncols = max(1, int(width / entry))
         legend = _LEGEND_LINE * -(-len({label for each in labels for label in each}) // ncols)
+        notes = _NOTE * len(_notes(drawing, width)) + 0.1
         return _Layout(rows, columns, (narrow, _ABOVE + _AXES[1] + _BELOW), legend, ncols, legend + notes + 0.1, width)
     legend = _LEGEND_LINE * -(-max((len(each) for each in labels), default=0) // 2) + 0.2
     pitch = max(narrow, 2 * entry)
     height = _ABOVE + _AXES[1] + _BELOW + legend
-    return _Layout(rows, columns, (pitch, height), legend, 2, notes, max(columns * pitch, 7.5))
+    width = max(columns * pitch, 7.5)
+    notes = _NOTE * len(_notes(drawing, width)) + 0.1
+    return _Layout(rows, columns, (pitch, height), legend, 2, notes, width)
+
+
+def _notes(drawing: Drawing, width: float) -> list[str]:
+    """Return the lines of the footnotes in a figure so many inches wide."""
+    return [line for note in drawing.footnotes for line in wrap(note, int(width / _NOTE_LETTER))]
 
 
 def _figure(drawing: Drawing) -> Figure:
@@ -107,14 +118,21 @@ def _figure(drawing: Drawing) -> Figure:
             _legend(figure, [axes], layout, below=_BELOW)
     if shared:
         _legend(figure, every, layout, below=None)
-    for i, note in enumerate(reversed(drawing.footnotes)):
+    for i, note in enumerate(reversed(_notes(drawing, layout.width))):
         figure.text(0.15 / layout.width, (0.1 + _NOTE * i) / layout.height, note, fontsize=11.5, color="#555555")
     return figure
 
 
+def _labels(panel: Panel) -> list[str]:
+    """Return what the panel's legend says, each text once."""
+    if panel.stack is not None:
+        return [*panel.stack.parts, *([panel.stack.mark] if panel.stack.mark else [])]
+    return list(dict.fromkeys(line.label for line in panel.lines if line.label))
+
+
 def _share_a_legend(drawing: Drawing) -> bool:
     """Return True if one legend will do: it is wanted, or all of several panels have the same."""
-    labels = {tuple(line.label for line in panel.lines) for panel in drawing.panels}
+    labels = {tuple(_labels(panel)) for panel in drawing.panels}
     return drawing.one_legend or (len(drawing.panels) > 1 and len(labels) == 1)
 
 

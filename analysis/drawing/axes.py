@@ -8,16 +8,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, Locator, LogFormatterMathtext, LogLocator, MaxNLocator, NullLocator
 
-from analysis.paper.curves import Curve
-from analysis.paper.drawing import Drawing, Line, Panel
+from analysis.drawing.curve import Curve
+from analysis.drawing.drawing import Drawing, Line, Panel
+from analysis.drawing.heat import draw_heat
+from analysis.drawing.stack import draw_stack
 
 #: Markers on a line, at most.
 _MARKERS = 6
 
 
 def draw_panel(axes: Axes, drawing: Drawing, panel: Panel) -> None:
-    """Draw a panel. Scales are "linear", "from zero", "log", "log2", and "ranks": powers of two."""
-    x_scale, y_scale = panel.x_scale or drawing.x_scale, panel.y_scale or drawing.y_scale
+    """Draw a panel. Scales are "linear", "from zero", "share" (0 to 1), "log", "log2", and "ranks"."""
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label or drawing.x_label)
+    axes.set_ylabel(panel.y_label or drawing.y_label)
+    if panel.stack is not None:
+        draw_stack(axes, panel.stack)
+    elif panel.heat is not None:
+        draw_heat(axes, panel.heat)
+    else:
+        _lines(axes, panel, panel.x_scale or drawing.x_scale, panel.y_scale or drawing.y_scale)
+
+
+def _lines(axes: Axes, panel: Panel, x_scale: str, y_scale: str) -> None:
     for line in panel.lines:
         _line(axes, line, positive=y_scale.startswith("log"))
     _scale(axes.xaxis, x_scale, axes.set_xscale, [line.points.x for line in panel.lines])
@@ -26,20 +39,27 @@ def draw_panel(axes: Axes, drawing: Drawing, panel: Panel) -> None:
         _keep_to_what_was_measured(axes, panel)
     elif y_scale == "from zero":
         axes.set_ylim(bottom=0)
-    axes.set_title(panel.title)
-    axes.set_xlabel(panel.x_label or drawing.x_label)
-    axes.set_ylabel(panel.y_label or drawing.y_label)
+    elif y_scale == "share":
+        axes.set_ylim(0, 1.05)
 
 
 def _line(axes: Axes, line: Line, *, positive: bool) -> None:
     points = line.points
     look = line.method.look | line.look
-    every = max(1, -(-len(points.x) // _MARKERS))
+    every = max(1, -(-len(points.x) // (_MARKERS if not line.whiskers else 999)))
     y = _above_zero(points.y) if positive else points.y
     axes.plot(points.x, y, label=line.label or "_", markevery=(every // 2, every), **look)
     if _has_band(points):
         low = _above_zero(points.low) if positive else points.low
-        axes.fill_between(points.x, low, points.high, color=look["color"], alpha=0.15, linewidth=0)
+        if line.whiskers:
+            axes.vlines(points.x, low, points.high, color=look["color"], linewidth=1.4)
+        else:
+            axes.fill_between(points.x, low, points.high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _shown(line: Line) -> tuple[Any, ...]:
+    points = line.points
+    return (points.y, points.low, points.high) if line.whiskers else (points.y,)
 
 
 def _has_band(points: Curve) -> bool:
@@ -52,7 +72,7 @@ def _above_zero(values: Any) -> Any:
 
 def _scale(axis: Any, scale: str, change: Any, values: list[Any]) -> None:
     plain = FuncFormatter(lambda value, _: f"{value:,g}")
-    if scale in ("linear", "from zero"):
+    if scale in ("linear", "from zero", "share"):
         axis.set_major_locator(MaxNLocator(6))
         return
     change("log", base=10 if scale == "log" else 2)
@@ -81,8 +101,9 @@ def _ticks(values: list[Any], base: int) -> tuple[Locator, bool]:
 
 
 def _keep_to_what_was_measured(axes: Axes, panel: Panel) -> None:
-    """Limit a logarithmic axis to the lines: a band that reaches down to nothing would stretch it."""
-    ys = [value for line in panel.lines for value in line.points.y if np.isfinite(value) and value > 0]
+    """Limit a logarithmic axis to lines and whiskers: a band that reaches down to nothing would stretch it."""
+    shown = [values for line in panel.lines for values in _shown(line)]
+    ys = [value for values in shown for value in values if np.isfinite(value) and value > 0]
     if ys:
         margin = max((max(ys) / min(ys)) ** 0.06, 1.02)
         axes.set_ylim(min(ys) / margin, max(ys) * margin)

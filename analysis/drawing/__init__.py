@@ -1,0 +1,1 @@
+"""Figures as data, and the pictures and tables that are made of them."""

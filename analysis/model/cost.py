@@ -1,0 +1,169 @@
+"""Cost: what a step takes on any number of ranks, by latency, bandwidth, and local work an entry.
+
+What the exchange does (docs/architecture.md): an Allgather of lengths; one Allgatherv, from which a rank receives the
+messages of all others, (P - 1) b of b bytes each; whole tensors by an Alltoallv and an Allgatherv of their pieces,
+2 (P - 1) / P of the vector, as a ring moves them, and a local sum. MPI libraries take ceil(log2 P) rounds for short
+gathers (Bruck's algorithm or recursive doubling) and P - 1 for long ones (a ring), from about 512 KiB in all; pieces
+that differ from rank to rank take P - 1 (R. Thakur, R. Rabenseifner and W. Gropp, IJHPCA 19, 2005).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.model.fit import fit
+
+Array = NDArray[np.float64]
+
+#: Bytes gathered in all from which on MPI libraries take a ring, and entries that a whole vector is cut into.
+_LONG, _SEGMENT = 2**19, 2**22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A step, as far as its time depends on it. Of one rank, but for `ranks`.
+
+    numel: entries of the gradient. samples: of this rank. count: entries that it sends in messages.
+    message: bytes of its messages. whole: bytes of tensors that it sends whole, `width` an entry.
+    sparse: whether there are messages.
+    """
+
+    ranks: int
+    numel: float
+    samples: float
+    count: float
+    message: float
+    whole: float
+    width: float
+    sparse: bool
+
+    @property
+    def received(self) -> float:
+        """Return the bytes that come into the rank."""
+        return (self.ranks - 1) * self.message + 2 * (self.ranks - 1) / self.ranks * self.whole
+
+    @property
+    def rounds(self) -> float:
+        """Return how often ranks wait for a message of another."""
+        return (self._gather_rounds() if self.sparse else 0.0) + (self._whole_rounds() if self.whole else 0.0)
+
+    def _gather_rounds(self) -> float:
+        short, all_bytes = _log(self.ranks), self.ranks * self.message
+        return short + (short if all_bytes <= _LONG else self.ranks - 1)
+
+    def _whole_rounds(self) -> float:
+        short = _log(self.ranks) if self.whole <= _LONG else self.ranks - 1
+        return math.ceil(self.whole / self.width / _SEGMENT) * (self.ranks - 1 + short)
+
+
+class Coefficients(NamedTuple):
+    """Seconds. alpha: a round. beta: a byte. add: an entry of a whole vector that is summed.
+
+    select: an entry of the gradient that a rule looks at. encode, message: an entry sent; a message. decode, open: an
+    entry received; a message. check: an entry of a whole vector that is looked over. step, sample: computing, once a
+    step and for each sample. agree: a round of the small Allgather. idle: waiting, a second computed.
+    """
+
+    alpha: float
+    beta: float
+    add: float
+    select: float
+    message: float
+    encode: float
+    open: float
+    decode: float
+    check: float
+    step: float
+    sample: float
+    agree: float
+    idle: float
+
+
+#: Phases with what they depend on; "compute" stands for "data", "compute" and "apply" together.
+TERMS: dict[str, tuple[str, ...]] = {
+    "compute": ("step", "sample"),
+    "agree": ("agree", "idle"),
+    "sparsify": ("select",),
+    "encode": ("message", "encode"),
+    "exchange": ("alpha", "beta", "add"),
+    "decode": ("open", "decode", "check"),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The fitted model."""
+
+    coefficients: Coefficients
+
+    def phases(self, point: Point) -> dict[str, float]:
+        """Return the seconds of a step by the phases of TERMS."""
+        compute = self._sum("compute", point, 0.0)
+        return {phase: self._sum(phase, point, compute) for phase in TERMS}
+
+    def seconds(self, point: Point) -> float:
+        """Return the seconds of a step."""
+        return sum(self.phases(point).values())
+
+    def but(self, **changes: float) -> Cost:
+        """Return the model with some coefficients multiplied."""
+        changed = {name: getattr(self.coefficients, name) * factor for name, factor in changes.items()}
+        return Cost(self.coefficients._replace(**changed))
+
+    def _sum(self, phase: str, point: Point, compute: float) -> float:
+        features = _features(phase, point, compute)
+        own = self.coefficients
+        return float(sum(getattr(own, name) * x for name, x in zip(TERMS[phase], features, strict=True)))
+
+
+def fit_cost(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> Cost:
+    """Return the model of measured steps: their points, and their seconds by the phases of TERMS.
+
+    Each phase is fitted alone, on the steps in which it does something.
+    """
+    found: dict[str, float] = {}
+    for phase, names in TERMS.items():
+        here = [i for i, point in enumerate(points) if _takes_part(phase, point)]
+        features = [_features(phase, points[i], phases[i]["compute"]) for i in here]
+        seconds = np.array([phases[i][phase] for i in here])
+        table = np.array(features).reshape(-1, len(names))
+        found.update(zip(names, map(float, fit(table, seconds)), strict=True))
+    return Cost(Coefficients(**found))
+
+
+def at(point: Point, ranks: int, *, strong: bool) -> Point:
+    """Return the step of `point` on another number of ranks: with the same samples in all, or with the same a rank."""
+    samples = point.samples * point.ranks / ranks if strong else point.samples
+    return replace(point, ranks=ranks, samples=samples)
+
+
+def _takes_part(phase: str, point: Point) -> bool:
+    if phase in ("sparsify", "encode"):
+        return point.sparse
+    return phase not in ("agree", "exchange") or point.ranks > 1
+
+
+def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
+    """Return what the terms of a phase are multiplied with. Plain numbers: arrays of three take ten times as long."""
+    ranks, sparse = point.ranks, float(point.sparse)
+    if phase == "compute":
+        return 1.0, point.samples
+    if phase == "agree":
+        return _log(ranks), compute if ranks > 1 else 0.0
+    if phase == "sparsify":
+        return (point.numel * sparse,)
+    if phase == "encode":
+        return sparse, point.count * sparse
+    if phase == "exchange":
+        return point.rounds, point.received, point.numel if ranks > 1 and not point.sparse else 0.0
+    return ranks * sparse, ranks * point.count * sparse, point.numel * (1 - sparse)
+
+
+def _log(ranks: int) -> float:
+    return float((ranks - 1).bit_length())
