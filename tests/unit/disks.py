@@ -157,3 +157,22 @@ def quick_directory() -> Iterator[Path]:
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
         yield Path(name)
+
+
+class GatedDisk(Disk):
+    """A disk on which no file is ever done writing until the gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def sync(self, file: int) -> None:
+        assert self.gate.wait(30)
+        super().sync(file)
+
+
+class BrokenDisk(Disk):
+    """A disk whose program has a bug."""
+
+    def create(self, path: Path) -> int:
+        raise KeyError("a bug")
