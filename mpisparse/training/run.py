@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -128,7 +129,8 @@ def _run(
     preemption.time_limit = config.training.time_limit
     with checkpointer:
         run = _Run(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
-        return run.finish(resumed, command, quiet)
+        with closing(run.log):
+            return run.finish(resumed, command, quiet)
 
 
 def _resume(

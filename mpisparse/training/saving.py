@@ -43,7 +43,8 @@ class Saving:
         Raises:
             CheckpointError: the state cannot be saved; or, where that is asked for, this save or the one before failed.
         """
-        self._end(self._checkpointer.start(step, *self._state(), behind=self._options.asynchronous))
+        self._end(self._checkpointer.finish())
+        self._checkpointer.start(step, *self._state(), behind=self._options.asynchronous)
         if not self._options.asynchronous:
             self._end(self._checkpointer.finish())
 
