@@ -44,7 +44,9 @@ def try_places(folder: Path, case: str, behind: bool, stride: int) -> int:
     inside = Path("run", "checkpoints")
     template, directory = folder / "template" / inside, folder / "now" / inside
     prepare(SIZE, template, case)
-    tried = places(SIZE, folder / "count" / inside, case, behind)[::stride]
+    everywhere = places(SIZE, folder / "count" / inside, case, behind)
+    # The last operation of rank 0 is the last of the whole save.
+    tried = sorted({*everywhere[::stride], max(place for place in everywhere if place[0] == 0)})
     ends: set[int | None] = set()
     for rank, operation in tried:
         if template.exists():
