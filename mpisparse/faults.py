@@ -15,6 +15,14 @@ Each fault has a kind, a `rank`, and a `step`: how many exchanges there were bef
     short, long        its message lacks the last eight bytes, or has eight more, and the count says so
     stale              its message is that of the step before
     flip               bit `bit` (0) of entry `entry` (0) of tensor `parameter` (the first) changes after the step
+
+One kind counts otherwise: what goes wrong when a checkpoint is saved.
+
+    MPISPARSE_FAULTS="disk:rank=0,operation=7,error=ENOSPC"
+
+    disk               operation `operation` on the disk, counted from 1, of this rank's save `save` (1) fails with
+                       `error`: ENOSPC, EDQUOT, EROFS, EIO, or "kill", SIGKILL, or "short", a write of half the bytes;
+                       and so do those after it, up to `times` (1) in all, or without end (0)
 """
 
 from __future__ import annotations
@@ -44,7 +52,14 @@ _KINDS: dict[str, frozenset[str]] = {
     "late": frozenset({"seconds"}),
     **dict.fromkeys(("corrupt", "short", "long", "stale"), frozenset({"bucket"})),
     "flip": frozenset({"parameter", "entry", "bit"}),
+    "disk": frozenset({"save", "times"}),
 }
+#: The keys that a fault has to have.
+_REQUIRED = {**dict.fromkeys(_KINDS, frozenset({"rank", "step"})), "disk": frozenset({"rank", "operation", "error"})}
+
+#: The keys whose values are no numbers.
+_WORDS = ("parameter", "error")
+_DISK_ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "kill", "short")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +74,22 @@ class Fault:
     parameter: str = ""
     entry: int = 0
     bit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFault:
+    """One thing that is to go wrong on the disk, while a checkpoint is saved."""
+
+    rank: int
+    operation: int
+    error: str
+    save: int = 1
+    times: int = 1
+
+    def is_due(self, save: int, operation: int) -> bool:
+        """Return True if it happens in this operation of this save."""
+        later = operation - self.operation
+        return save == self.save and later >= 0 and (self.times == 0 or later < self.times)
 
 
 class Faults:
@@ -127,10 +158,17 @@ def faults_of(rank: int, environ: Mapping[str, str] = os.environ) -> Faults | No
     Raises:
         ConfigError: the variable cannot be read.
     """
-    text = environ.get(VARIABLE, "")
-    faults = [_parse(part.strip()) for part in text.split(";") if part.strip()]
-    mine = [fault for fault in faults if fault.rank == rank]
+    mine = [fault for fault in _all(environ) if isinstance(fault, Fault) and fault.rank == rank]
     return Faults(mine) if mine else None
+
+
+def disk_faults_of(rank: int, environ: Mapping[str, str] = os.environ) -> list[DiskFault]:
+    """Return what the environment wants to go wrong on the disk of a rank: nothing, as ever. ConfigError as above."""
+    return [fault for fault in _all(environ) if isinstance(fault, DiskFault) and fault.rank == rank]
+
+
+def _all(environ: Mapping[str, str]) -> list[Fault | DiskFault]:
+    return [_parse(part.strip()) for part in environ.get(VARIABLE, "").split(";") if part.strip()]
 
 
 def _happen(fault: Fault) -> None:
@@ -152,22 +190,27 @@ def _loop() -> None:
         pass
 
 
-def _parse(text: str) -> Fault:
+def _parse(text: str) -> Fault | DiskFault:
     kind, _, rest = text.partition(":")
     keys = dict(_pair(text, part) for part in rest.split(",") if part.strip())
     if kind not in _KINDS:
         raise ConfigError(f"{VARIABLE}: {text!r} is of no kind that there is: use one of {', '.join(_KINDS)}")
-    unknown, missing = keys.keys() - _KINDS[kind] - {"rank", "step"}, {"rank", "step"} - keys.keys()
+    required = _REQUIRED[kind]
+    unknown, missing = keys.keys() - _KINDS[kind] - required, required - keys.keys()
     if unknown or missing:
         raise ConfigError(
-            f"{VARIABLE}: {text!r} lacks {sorted(missing)} and has {sorted(unknown)} too much: give rank=, step=, and "
-            f"of {sorted(_KINDS[kind])} what you like"
+            f"{VARIABLE}: {text!r} lacks {sorted(missing)} and has {sorted(unknown)} too much: give "
+            f"{sorted(required)}, and of {sorted(_KINDS[kind])} what you like"
         )
     try:
-        values = {key: value if key == "parameter" else _number(key, value) for key, value in keys.items()}
+        values = {key: value if key in _WORDS else _number(key, value) for key, value in keys.items()}
     except ValueError:
         raise ConfigError(f"{VARIABLE}: {text!r} has a value that is no number: give rank=1,step=5") from None
-    return Fault(kind, **values)  # type: ignore[arg-type]
+    if kind != "disk":
+        return Fault(kind, **values)  # type: ignore[arg-type]
+    if values["error"] not in _DISK_ERRORS:
+        raise ConfigError(f"{VARIABLE}: {text!r} has no error that there is: use one of {', '.join(_DISK_ERRORS)}")
+    return DiskFault(**values)  # type: ignore[arg-type]
 
 
 def _pair(text: str, part: str) -> tuple[str, str]:

@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
+from types import TracebackType
 
-from mpisparse.checkpoint.directory import begin, list_checkpoints, prune, publish, remove, settle, write_durably
-from mpisparse.checkpoint.hdf5 import reason, write_tree
-from mpisparse.checkpoint.manifest import (
-    MANIFEST,
-    STATE,
-    FileEntry,
-    Manifest,
-    rank_file,
-    read_manifest,
-    verify_listing,
-)
-from mpisparse.checkpoint.saved import Saved, find_checkpoints
+from mpisparse.checkpoint.directory import begin
+from mpisparse.checkpoint.disk import Disk
+from mpisparse.checkpoint.faulty import disk_of
+from mpisparse.checkpoint.hdf5 import Encoded, encode_file
+from mpisparse.checkpoint.manifest import STATE, rank_file
+from mpisparse.checkpoint.restore import Reshape, Restored, restore
+from mpisparse.checkpoint.save import Outcome, Save, attempt_removal, named
+from mpisparse.checkpoint.snapshot import Buffers
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.comm import Communicator, agreed, from_root, gather_json, require_same, solo
-from mpisparse.errors import CheckpointError, ConfigError, alike
-
-#: Makes a rank's tree of a checkpoint of another number of ranks; called with it, the rank, and how many there are.
-Reshape = Callable[[Saved, int, int], Tree]
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """A checkpoint as one rank gets it back.
-
-    step: the optimizer steps done when it was saved.
-    replicated: the tree that rank 0 saved, on every rank.
-    per_rank: the tree that this rank saved, or what `reshape` made of those of another number of ranks.
-    path: its directory.
-    skipped: the newer checkpoints that were damaged, one line each: its name and what is wrong with it.
-    ranks: how many ranks saved it.
-    """
-
-    step: int
-    replicated: Tree
-    per_rank: Tree
-    path: Path
-    skipped: list[str]
-    ranks: int
+from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, alike
 
 
 class Checkpointer:
@@ -53,7 +26,9 @@ class Checkpointer:
 
     Surprises first:
 
-    - `save` and `restore` are collective. All ranks return, or all raise the same error.
+    - All methods but `poll` and `abandon` are collective. All ranks return, or all raise the same error.
+    - `save` returns when the checkpoint is on the disk. `start` copies the state, which takes as much memory again, and
+      returns; a thread writes it while training goes on. Call `poll` after each step, and `finish` at the end.
     - Tensors come back on the host, dense and without gradient: `load_state_dict` takes them from there.
     - The newest checkpoint is the one of the highest step. To go back to an earlier one, restore it by its path and
       save into another directory, or remove the later ones.
@@ -72,13 +47,16 @@ class Checkpointer:
         >>> folder.cleanup()
     """
 
-    def __init__(self, directory: str | Path, keep: int = 3, comm: Communicator | None = None) -> None:
+    def __init__(
+        self, directory: str | Path, keep: int = 3, comm: Communicator | None = None, disk: Disk | None = None
+    ) -> None:
         """Take `directory` for the run's checkpoints; it is made when the first one is saved.
 
         Args:
             directory: rank 0's counts, should the ranks name different ones.
             keep: how many of the newest checkpoints stay, at least 1.
             comm: the ranks that save together; without it this process is alone.
+            disk: what this rank's files are written with; one that works, unless the environment asks for faults.
 
         Raises:
             ConfigError: `keep` is not a positive integer.
@@ -88,9 +66,15 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self.keep = keep
         self._comm = comm or solo()
+        self._disk = disk or disk_of(self._comm.rank)
+        self._aside: Communicator | None = None
+        self._buffers = Buffers()
+        self._going: Save | Outcome | None = None
 
     def save(self, step: int, replicated: Tree, per_rank: Tree = None) -> Path:
         """Return the directory of the new checkpoint, once it is on the disk. Collective.
+
+        An earlier save that is still going is finished first. What came of it is not told: `finish` would have.
 
         Args:
             step: optimizer steps done, the same on all ranks, not negative.
@@ -102,18 +86,98 @@ class Checkpointer:
                 checkpoint is complete but tidying up after it failed, which the message says.
             RankMismatchError: the ranks are at different steps.
         """
+        self.start(step, replicated, per_rank, behind=False)
+        outcome = self.finish()
+        assert outcome is not None
+        return outcome.expect()
+
+    def start(self, step: int, replicated: Tree, per_rank: Tree = None, *, behind: bool = True) -> Outcome | None:
+        """Take the state as it is now, and begin to save it. Collective.
+
+        Returns what came of an earlier save that nobody asked `finish` about, having waited for its end; else None.
+        That the disk fails is told by `poll` or `finish`, and not raised.
+
+        Args:
+            step, replicated, per_rank: as `save` takes them. They may change as soon as this returns.
+            behind: copy the state, and let a thread write it; else write all of it before this returns.
+
+        Raises:
+            CheckpointError: the state holds something that a file cannot.
+            RankMismatchError: the ranks are at different steps.
+        """
+        begun = perf_counter()
+        earlier = self.finish()
+        if earlier is not None:
+            begun += earlier.waited
         require_same(self._comm, "the steps to save", [repr(step)])
         if type(step) is not int or step < 0:
             raise alike(CheckpointError(f"step {step!r} is not a step: give the optimizer steps done, 0 or more"))
-        temporary = Path(from_root(self._comm, lambda: self._begin(step)))
+        self._disk.begin()
+        try:
+            temporary = Path(from_root(self._comm, lambda: self._begin(step)))
+        except CheckpointError as error:
+            self._going = Outcome(step, None, str(error), pause=perf_counter() - begun)
+            return earlier
         with self._undone_on_failure(temporary):
-            files = self._write(temporary, replicated, per_rank)
-            final = Path(from_root(self._comm, lambda: self._publish(temporary, Manifest(step, len(files) - 1, files))))
-        from_root(self._comm, lambda: self._tidy(final))
-        return final
+            files = self._encode(replicated, per_rank)
+        save = Save(
+            self._comm,
+            self._beside() if behind else self._comm,
+            self._disk,
+            step=step,
+            temporary=temporary,
+            files=self._copied(files) if behind else files,
+            keep=self.keep,
+            behind=behind,
+        )
+        save.pause = perf_counter() - begun
+        self._going = save
+        return earlier
+
+    def poll(self) -> Outcome | None:
+        """Move a save on without waiting for anything, after a step. Not collective; costs a few microseconds.
+
+        Returns what came of it, on rank 0 once that is known there, so that it can be told; elsewhere nothing, ever.
+        All ranks learn it from `finish`.
+        """
+        if isinstance(self._going, Save):
+            return self._going.poll()
+        return self._going if self._comm.rank == 0 else None
+
+    def finish(self) -> Outcome | None:
+        """Wait for a save to end, and return what came of it; None when there is none to wait for. Collective.
+
+        A disk that failed is not raised: `Outcome.expect` does.
+        """
+        going, self._going = self._going, None
+        return going.finish() if isinstance(going, Save) else going
+
+    def abandon(self) -> None:
+        """End a save that is going, with nothing saved, as the program is ending by an error. Not collective."""
+        going, self._going = self._going, None
+        if isinstance(going, Save):
+            going.abandon()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Finish a save that is going, and raise if it failed; abandon it when this rank alone has an error."""
+        if error is None:
+            outcome = self.finish()
+            if outcome is not None:
+                outcome.expect()
+        elif isinstance(error, MpiSparseError) and error.on_all_ranks:
+            self.finish()
+        else:
+            self.abandon()
 
     def restore(self, which: str | Path = "auto", *, reshape: Reshape | None = None) -> Restored | None:
         """Return the newest checkpoint that is whole, or None when there has never been one. Collective.
+
+        A save that is still going is finished first; that it failed is told among the checkpoints skipped.
 
         Args:
             which: "auto" for the newest of this checkpointer's directory; else the directory of one checkpoint, or one
@@ -126,58 +190,38 @@ class Checkpointer:
             CheckpointError: none of those there are is whole, it was saved by another number of ranks, or `which` is a
                 path that holds none.
         """
-        require_same(self._comm, "the checkpoints to restore", [str(which)])
-        candidates = [Path(path) for path in from_root(self._comm, lambda: self._listed(which))]
-        skipped: list[str] = []
-        for path in candidates:
-            restored = self._try(path, skipped, reshape)
-            if restored is not None:
-                return restored
-        if not candidates:
-            return None
-        raise alike(
-            CheckpointError(
-                f"no checkpoint in {candidates[0].parent} can be used: {'; '.join(skipped)}. "
-                "Bring back a copy of one, or start afresh in another directory"
-            )
-        )
+        earlier = self.finish()
+        restored = restore(self._comm, self.directory, which, reshape)
+        if restored is not None and earlier is not None and earlier.failure is not None:
+            restored.skipped.insert(0, earlier.failure)
+        return restored
 
-    # The steps of saving ----------------------------------------------------------------------------------------------
+    # The steps of saving that training waits for ----------------------------------------------------------------------
 
     def _begin(self, step: int) -> str:
-        with _named(f"no checkpoint can be written to {self.directory}"):
-            return str(begin(self.directory, step))
+        with named(f"no checkpoint can be written to {self.directory}"):
+            return str(begin(self.directory, step, self._disk))
 
-    def _write(self, temporary: Path, replicated: Tree, per_rank: Tree) -> tuple[FileEntry, ...]:
-        """Write this rank's files, and return the entries of all, the replicated state first."""
-        ours = []
+    def _encode(self, replicated: Tree, per_rank: Tree) -> dict[str, Encoded]:
+        """Return what this rank's files are to hold, the replicated state first, as views where that is possible."""
+        trees = {STATE: replicated} if self._comm.rank == 0 else {}
+        files = {}
         with agreed(self._comm):
-            trees = {STATE: replicated} if self._comm.rank == 0 else {}
             for name, tree in {**trees, rank_file(self._comm.rank): per_rank}.items():
-                ours.append(self._write_file(temporary / name, tree))
-        everyone = gather_json(self._comm, [[entry.name, entry.bytes, entry.blake2b] for entry in ours])
-        return tuple(FileEntry(*entry) for entries in everyone for entry in entries)
+                files[name] = encode_file(name, tree)
+        return files
 
-    def _write_file(self, path: Path, tree: Tree) -> FileEntry:
-        with _named(f"{path.name} cannot be written to {path.parent}"):
-            if not path.parent.is_dir():
-                raise CheckpointError(
-                    f"{path.parent}, which rank 0 made, is not there: all ranks need to see the same directory"
-                )
-        write_tree(path, tree)
-        with _named(f"{path.name} cannot be read back"):
-            return FileEntry.of(path)
+    def _copied(self, files: dict[str, Encoded]) -> dict[str, Encoded]:
+        copies = iter(self._buffers.copy([array for encoded in files.values() for array in encoded.arrays]))
+        return {
+            name: Encoded(encoded.structure, [next(copies) for _ in encoded.arrays]) for name, encoded in files.items()
+        }
 
-    def _publish(self, temporary: Path, manifest: Manifest) -> str:
-        with _named(f"{temporary} cannot be made a checkpoint"):
-            write_durably(temporary / MANIFEST, manifest.to_bytes())
-            verify_listing(temporary, manifest)
-            return str(publish(temporary))
-
-    def _tidy(self, final: Path) -> None:
-        with _named(f"{final.name} is complete and safe, but tidying up after it failed"):
-            settle(final)
-            prune(final, self.keep)
+    def _beside(self) -> Communicator:
+        """Return the communicator of the ranks' reports, which meet no other message of theirs."""
+        if self._aside is None:
+            self._aside = self._comm.duplicate("checkpoints")
+        return self._aside
 
     @contextmanager
     def _undone_on_failure(self, temporary: Path) -> Iterator[None]:
@@ -185,88 +229,8 @@ class Checkpointer:
         try:
             yield
         except CheckpointError as error:
-            flaw = None
-            if self._comm.rank == 0:
-                flaw = _attempt_removal(temporary)
+            flaw = attempt_removal(temporary, self._disk) if self._comm.rank == 0 else ""
             (flaw, *_) = gather_json(self._comm, flaw)
-            if flaw is None:
+            if not flaw:
                 raise
             raise alike(CheckpointError(f"{error}{flaw}")) from error
-
-    # The steps of restoring -------------------------------------------------------------------------------------------
-
-    def _listed(self, which: str | Path) -> list[str]:
-        with _named(f"checkpoints cannot be looked for in {self.directory if which == 'auto' else which}"):
-            return self._candidates(which)
-
-    def _candidates(self, which: str | Path) -> list[str]:
-        """Return the directories to try, best first."""
-        found = list_checkpoints(self.directory) if which == "auto" else find_checkpoints(which)
-        return [str(path) for path in reversed(found)]
-
-    def _try(self, path: Path, skipped: list[str], reshape: Reshape | None) -> Restored | None:
-        """Return the checkpoint at `path`, or None when it is damaged, having added what is wrong to `skipped`."""
-        try:
-            manifest = self._manifest(path)
-        except CheckpointError as error:
-            skipped.append(f"{path.name}: {error}")
-            return None
-        # A whole checkpoint of another number of ranks is not passed over: going on to an older one would hide it.
-        if reshape is None:
-            self._require_size(path, manifest)
-        try:
-            replicated, per_rank = self._load(Saved(path, manifest), reshape)
-        except CheckpointError as error:
-            skipped.append(f"{path.name}: {error}")
-            return None
-        return Restored(manifest.step, replicated, per_rank, path, skipped, manifest.ranks)
-
-    def _manifest(self, path: Path) -> Manifest:
-        """Return the manifest as rank 0 reads it, so that all ranks hold their files against the same one."""
-
-        def read() -> str:
-            manifest = read_manifest(path)
-            verify_listing(path, manifest)
-            return manifest.to_bytes().decode()
-
-        return Manifest.from_bytes(from_root(self._comm, read).encode())
-
-    def _require_size(self, path: Path, manifest: Manifest) -> None:
-        if manifest.ranks != self._comm.size:
-            raise alike(
-                CheckpointError(
-                    f"{path} was saved with {manifest.ranks} ranks, but {self._comm.size} are running: "
-                    f"run with {manifest.ranks} ranks, or allow another number: checkpoint.reshape in a run's "
-                    "configuration, restore(reshape=...) in a program"
-                )
-            )
-
-    def _load(self, saved: Saved, reshape: Reshape | None) -> tuple[Tree, Tree]:
-        """Return the replicated tree and this rank's, all that was read verified, on every rank or on none."""
-        trees: list[Tree] = []
-        rank, size = self._comm.rank, self._comm.size
-        with agreed(self._comm):
-            trees.append(saved.replicated())
-            if reshape is None or saved.ranks == size:
-                trees.append(saved.rank(rank))
-            else:
-                trees.append(reshape(saved, rank, size))
-        return trees[0], trees[1]
-
-
-def _attempt_removal(path: Path) -> str | None:
-    try:
-        remove(path)
-    except OSError as error:
-        return f". What was written could not be removed: remove {path} ({reason(error)})"
-    return None
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Turn an error of the system into a CheckpointError that starts with `what`."""
-    try:
-        yield
-    except OSError as error:
-        place = f" ({os.fspath(error.filename)})" if isinstance(error.filename, str) else ""
-        raise CheckpointError(f"{what}: {reason(error)}{place}") from error

@@ -8,12 +8,11 @@ latest                    the name of the checkpoint written last
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
 from pathlib import Path
 
+from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.manifest import STEP_NAME
 
 LATEST = "latest"
@@ -52,56 +51,64 @@ def _original(name: str) -> str:
     return name.removesuffix(_REPLACED)
 
 
-def begin(directory: Path, step: int) -> Path:
+def begin(directory: Path, step: int, disk: Disk) -> Path:
     """Return an empty temporary directory for the checkpoint of `step`, having cleared up after earlier crashes."""
-    directory.mkdir(parents=True, exist_ok=True)
+    _make(directory, disk)
     for path in sorted(directory.iterdir()):
         if _LEFTOVER.fullmatch(path.name):
-            remove(path)
+            remove(path, disk)
         elif STEP_NAME.fullmatch(path.name) and path.name.endswith(_REPLACED):
-            _recover(path, path.with_name(_original(path.name)))
+            _recover(path, path.with_name(_original(path.name)), disk)
     temporary = directory / f"{step_name(step)}.tmp"
-    temporary.mkdir()
+    disk.mkdir(temporary)
     return temporary
 
 
-def _recover(replaced: Path, original: Path) -> None:
+def _make(directory: Path, disk: Disk) -> None:
+    """Make a directory and those above it, unless they are there, and make their names durable."""
+    if not directory.is_dir():
+        _make(directory.parent, disk)
+        disk.mkdir(directory)
+        disk.sync_directory(directory.parent)
+
+
+def _recover(replaced: Path, original: Path, disk: Disk) -> None:
     """Finish or undo a replacement that was cut short."""
     if original.exists():
-        remove(replaced)
+        remove(replaced, disk)
     else:
-        os.rename(replaced, original)
+        disk.rename(replaced, original)
 
 
-def publish(temporary: Path) -> Path:
+def publish(temporary: Path, disk: Disk) -> Path:
     """Return the final directory, which `temporary`, complete by now, has become."""
-    sync_directory(temporary)
+    disk.sync_directory(temporary)
     final = temporary.with_suffix("")
     if not final.exists():
-        os.rename(temporary, final)
+        disk.rename(temporary, final)
         return final
     # A directory cannot take the place of another at once. In between, `replaced` is the checkpoint.
     replaced = final.with_name(final.name + _REPLACED)
-    os.rename(final, replaced)
+    disk.rename(final, replaced)
     try:
-        os.rename(temporary, final)
+        disk.rename(temporary, final)
     except OSError:
-        os.rename(replaced, final)
+        disk.rename(replaced, final)
         raise
     return final
 
 
-def settle(final: Path) -> None:
+def settle(final: Path, disk: Disk) -> None:
     """Make the name of a new checkpoint durable, then remove what it replaced and point `latest` to it."""
-    sync_directory(final.parent)
-    remove(final.with_name(final.name + _REPLACED))
+    disk.sync_directory(final.parent)
+    remove(final.with_name(final.name + _REPLACED), disk)
     temporary = final.with_name(f"{LATEST}.tmp")
-    write_durably(temporary, f"{final.name}\n".encode())
-    os.replace(temporary, final.with_name(LATEST))
-    sync_directory(final.parent)
+    write_durably(temporary, f"{final.name}\n".encode(), disk)
+    disk.replace(temporary, final.with_name(LATEST))
+    disk.sync_directory(final.parent)
 
 
-def prune(final: Path, keep: int) -> None:
+def prune(final: Path, keep: int, disk: Disk) -> None:
     """Remove all but the `keep` newest of the checkpoints up to `final`, which stays.
 
     Later ones are left alone: after going back to an earlier step they belong to another course of training, and are
@@ -110,40 +117,31 @@ def prune(final: Path, keep: int) -> None:
     step = step_of(final)
     earlier = [path for path in list_checkpoints(final.parent) if step_of(path) <= step]
     for path in earlier[:-keep]:
-        discard(path)
+        discard(path, disk)
 
 
-def discard(path: Path) -> None:
+def discard(path: Path, disk: Disk) -> None:
     """Remove a checkpoint. It is renamed first, so that what a crash leaves of it never looks like a damaged one."""
     doomed = path.with_name(f"{step_name(step_of(path))}.tmp")
-    os.rename(path, doomed)
-    remove(doomed)
+    disk.rename(path, doomed)
+    remove(doomed, disk)
 
 
-def remove(path: Path) -> None:
+def remove(path: Path, disk: Disk) -> None:
     """Remove a file or a directory with all in it; nothing happens when it is not there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        for inner in sorted(path.iterdir()):
+            remove(inner, disk)
+        disk.rmdir(path)
+    elif path.is_symlink() or path.exists():
+        disk.unlink(path)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write `content` to the file at `path`, and return when it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Return when the names in directory `path` are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def write_durably(path: Path, content: bytes, disk: Disk) -> None:
+    """Write `content` to a new file at `path`, and return when it is on the disk."""
+    file = disk.create(path)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems keep their directories durable by themselves and know no such call.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+        disk.write_all(file, memoryview(content))
+        disk.sync(file)
     finally:
-        os.close(descriptor)
+        os.close(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from mpisparse.checkpoint.arrays import Array, ArrayEntry
 from mpisparse.checkpoint.audit import ARRAYS, STRUCTURE, Declared, audit
 from mpisparse.checkpoint.decode import decode
+from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.encode import encode
 from mpisparse.checkpoint.sink import Sink
 from mpisparse.checkpoint.tree import Structure, Tree
@@ -22,23 +24,51 @@ from mpisparse.errors import CheckpointError
 CHUNK_BYTES = 2**20
 
 
-def write_tree(path: Path, tree: Tree) -> None:
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A tree as a file will hold it: its structure, and its arrays flat in their carriers, one an entry."""
+
+    structure: Structure
+    arrays: list[Array]
+
+
+def encode_file(name: str, tree: Tree) -> Encoded:
+    """Return what the file `name` is to hold of `tree`, whose arrays are views of its own where they can be.
+
+    Raises:
+        CheckpointError: the tree holds something that a file cannot.
+    """
+    try:
+        return Encoded(*encode(tree))
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} cannot be written: {error}") from error
+
+
+def write_tree(path: Path, tree: Tree, disk: Disk | None = None) -> None:
     """Write `tree` to a new file, and return when it is on the disk. Equal trees give equal bytes.
 
     Raises:
         CheckpointError: the tree holds something that a file cannot, or the file exists or cannot be written, in which
             case what there is of it stays behind.
     """
+    write_encoded(path, encode_file(path.name, tree), disk or Disk())
+
+
+def write_encoded(path: Path, encoded: Encoded, disk: Disk) -> None:
+    """Write an encoded tree to a new file, and return when it is on the disk.
+
+    h5py lets other threads run meanwhile: it holds Python's lock for no longer than a mebibyte takes, however large the
+    arrays are.
+
+    Raises:
+        CheckpointError: the file exists or cannot be written, in which case what there is of it stays behind.
+    """
     try:
-        structure, arrays = encode(tree)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path.name} cannot be written: {error}") from error
-    try:
-        with Sink(path) as sink:
+        with Sink(path, disk) as sink:
             with h5py.File(sink, "w") as file:
-                _write(file, STRUCTURE, np.frombuffer(structure.to_bytes(), np.uint8), sink)
+                _write(file, STRUCTURE, np.frombuffer(encoded.structure.to_bytes(), np.uint8), sink)
                 group = file.create_group(ARRAYS)
-                for entry, flat in zip(structure.arrays, arrays, strict=True):
+                for entry, flat in zip(encoded.structure.arrays, encoded.arrays, strict=True):
                     if entry.dataset is not None:
                         _write(group, entry.dataset, flat.reshape(entry.stored_shape), sink)
             sink.sync()

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from mpisparse.checkpoint.disk import Disk
+
 
 class Sink:
     """A new file that keeps the first error of a write instead of raising it, until `close` or `check` does.
@@ -15,8 +17,9 @@ class Sink:
     went well, and what it writes after the first error goes nowhere.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._disk = disk
+        self._descriptor = disk.create(path)
         self._position = 0
         self._error: OSError | None = None
 
@@ -36,7 +39,7 @@ class Sink:
     def sync(self) -> None:
         """Return when the file is on the disk; raise the first error of a write, if there was one."""
         self.check()
-        os.fsync(self._descriptor)
+        self._disk.sync(self._descriptor)
 
     # What h5py calls --------------------------------------------------------------------------------------------------
 
@@ -46,9 +49,8 @@ class Sink:
         length, start = len(view), self._position
         self._position += length
         try:
-            while view and self._error is None:  # One call writes less when the disk fills up, and at most 2 GiB.
-                written = os.pwrite(self._descriptor, view, start)
-                view, start = view[written:], start + written
+            if self._error is None:
+                self._disk.write_all(self._descriptor, view, start)
         except OSError as error:
             self._error = error
         return length
@@ -82,7 +84,7 @@ class Sink:
         length = self._position if length is None else length
         try:
             if self._error is None:
-                os.ftruncate(self._descriptor, length)
+                self._disk.truncate(self._descriptor, length)
         except OSError as error:
             self._error = error
         return length

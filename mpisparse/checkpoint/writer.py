@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from mpisparse.checkpoint.directory import begin, publish, remove, settle, step_name, write_durably
+from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.hdf5 import reason, write_tree
 from mpisparse.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest, rank_file, verify_file, verify_listing
 from mpisparse.checkpoint.saved import Saved
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.errors import CheckpointError
+
+#: Bytes that are copied at a time.
+_PIECE = 2**24
 
 
 def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree]) -> Path:
@@ -29,39 +32,43 @@ def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree]) -> Path
     final = directory.absolute() / step_name(saved.step)
     if final.exists():
         raise CheckpointError(f"{final} is there already: name another directory, or remove it first")
+    disk = Disk()
     try:
-        temporary = begin(final.parent, saved.step)
+        temporary = begin(final.parent, saved.step, disk)
         try:
-            published = _fill(temporary, saved, per_rank)
+            published = _fill(temporary, saved, per_rank, disk)
         except BaseException:
-            remove(temporary)
+            remove(temporary, disk)
             raise
-        settle(published)
+        settle(published, disk)
     except OSError as error:
         raise CheckpointError(f"no checkpoint can be written to {directory}: {reason(error)}") from error
     return published
 
 
-def _fill(temporary: Path, saved: Saved, per_rank: Iterable[Tree]) -> Path:
+def _fill(temporary: Path, saved: Saved, per_rank: Iterable[Tree], disk: Disk) -> Path:
     """Write all files, then the manifest, and return the directory under its final name."""
     state = saved.manifest.entry(STATE)
-    shutil.copyfile(saved.path / STATE, temporary / STATE)
-    _sync(temporary / STATE)
+    _copy(saved.path / STATE, temporary / STATE, disk)
     verify_file(temporary, state)
     files = [state]
     for rank, tree in enumerate(per_rank):
         path = temporary / rank_file(rank)
-        write_tree(path, tree)
+        write_tree(path, tree, disk)
         files.append(FileEntry.of(path))
     manifest = Manifest(saved.step, len(files) - 1, tuple(files))
-    write_durably(temporary / MANIFEST, manifest.to_bytes())
+    write_durably(temporary / MANIFEST, manifest.to_bytes(), disk)
     verify_listing(temporary, manifest)
-    return publish(temporary)
+    return publish(temporary, disk)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _copy(source: Path, target: Path, disk: Disk) -> None:
+    """Copy a file, and return when the copy is on the disk."""
+    copy = disk.create(target)
     try:
-        os.fsync(descriptor)
+        with source.open("rb") as file:
+            while piece := file.read(_PIECE):
+                disk.write_all(copy, memoryview(piece), file.tell() - len(piece))
+        disk.sync(copy)
     finally:
-        os.close(descriptor)
+        os.close(copy)

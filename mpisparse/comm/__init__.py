@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same
+from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same, summarise
 from mpisparse.comm.base import Communicator, Description, Pending
 from mpisparse.comm.local import run_ranks, solo
 from mpisparse.comm.window import SharedWindow, Window, WindowKind
@@ -20,6 +20,7 @@ __all__ = [
     "require_same",
     "run_ranks",
     "solo",
+    "summarise",
     "world",
 ]
 

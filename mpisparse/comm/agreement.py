@@ -36,11 +36,11 @@ def agreed(comm: Communicator) -> Iterator[None]:
     failed = {rank: json.loads(report) for rank, report in enumerate(reports) if report}
     name = next(iter(failed.values()))[0]
     kind: type[MpiSparseError] = getattr(errors, name, MpiSparseError)
-    raise alike(kind(_summary({rank: message for rank, (_, message) in failed.items()}, comm.size))) from failure
+    raise alike(kind(summarise({rank: message for rank, (_, message) in failed.items()}, comm.size))) from failure
 
 
-def _summary(failed: dict[int, str], size: int) -> str:
-    """Return one message of what ranks say: once where all say the same, with their numbers where they do not."""
+def summarise(failed: dict[int, str], size: int) -> str:
+    """Return one message of what ranks say, of `size`: once where all say the same, with their numbers elsewhere."""
     messages = list(failed.values())
     if len(failed) == size and len(set(messages)) == 1:
         return messages[0]

@@ -121,7 +121,9 @@ class RunLog:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Close the files, after bringing them to the disk."""
+        """Close the files, after bringing them to the disk. What is closed stays so."""
+        if self._ranks.closed:
+            return
         self.sync()
         for file in (self._ranks, self._metrics):
             if file is not None:

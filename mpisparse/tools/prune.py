@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mpisparse.checkpoint import find_checkpoints, find_flaws
 from mpisparse.checkpoint.directory import discard
+from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.hdf5 import reason
 from mpisparse.errors import CheckpointError
 from mpisparse.tools.listing import latest_of
@@ -33,8 +34,9 @@ def remove_all(paths: list[Path]) -> None:
     Raises:
         CheckpointError: one could not be removed; those before it are.
     """
+    disk = Disk()
     for path in paths:
         try:
-            discard(path)
+            discard(path, disk)
         except OSError as error:
             raise CheckpointError(f"{path} could not be removed: {reason(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +27,7 @@ from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.kept import Kept
 from mpisparse.training.optimum import Optimum
 from mpisparse.training.reshape import Reshaper
+from mpisparse.training.saving import Saving
 from mpisparse.training.trainer import Trainer
 
 
@@ -125,8 +127,10 @@ def _run(
                 describe_optimum(directory, optimum)
     preemption = preemption or Preemption()
     preemption.time_limit = config.training.time_limit
-    run = _Run(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
-    return run.finish(resumed, command, quiet)
+    with checkpointer:
+        run = _Run(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
+        with closing(run.log):
+            return run.finish(resumed, command, quiet)
 
 
 def _resume(
@@ -199,11 +203,12 @@ class _Run:
     ) -> None:
         per_epoch = trainer.sampler.steps_per_epoch
         self.comm, self.config, self.directory = comm, config, directory
-        self.trainer, self.test, self.checkpointer = trainer, test, checkpointer
+        self.trainer, self.test = trainer, test
         self.optimum, self.preemption = optimum, preemption
         # Those done count as they were done, by whatever number of ranks; those left by this one's epochs.
         self.steps = trainer.steps_done + config.training.length.steps(per_epoch) - trainer.progress
         self.log = RunLog(directory, comm, trainer.steps_done)
+        self.saving = Saving(checkpointer, config.checkpoint, self.log, self._state, preemption, trainer.steps_done)
         self.totals: dict[str, Any] = {
             **dict.fromkeys(("steps", "payload", "received", "dense", "count", "entries", "skipped", "mended"), 0),
             "seconds": dict.fromkeys(NAMES, 0.0),
@@ -219,11 +224,11 @@ class _Run:
         if trainer.steps_done < self.steps:
             self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
         metrics: dict[str, float] | None = None
-        saved = trainer.steps_done
         with Console(comm.rank == 0 and not quiet, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
             trainer.optimizer.say_with(console.say)
+            self.saving.say_with(console.say)
             if self.config.training.objective and trainer.steps_done == 0 < self.steps:
                 self._evaluate(console)
             if self._evaluation_was_left_out():
@@ -241,11 +246,9 @@ class _Run:
                     # A resumed run takes up the log where it takes up the state: nothing may be missing in between.
                     self._flush(console)
                     self.log.sync()
-                    self._save()
-                    saved = done
+                    self.saving.start(done)
             metrics = metrics or self._evaluate(console)
-        if saved < trainer.steps_done:
-            self._save()
+        self.saving.last(trainer.steps_done)
         totals = {name: self.totals[name] for name in ("steps", "count", "entries", "skipped")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
         # A run may have been stopped between its last checkpoint and this line.
@@ -267,6 +270,7 @@ class _Run:
             raise
         self.totals["wall"] += perf_counter() - begin
         self._note_mended()
+        self.saving.stepped()
         self.preemption.stepped()
 
     def _stop(self, console: Console) -> Result:
@@ -279,7 +283,7 @@ class _Run:
         step = self.trainer.steps_done
         self._flush(console)
         self.log.sync()
-        self._save()
+        self.saving.last(step)
         self.log.event("stopped", step, reason=told)
         self.log.close()
         console.say(f"stopped after step {step} of {self.steps} ({told}): the state is saved, the same command goes on")
@@ -332,11 +336,9 @@ class _Run:
         console.evaluated(trainer.steps_done, trainer.sampler.epoch, self.train_loss, metrics)
         return metrics
 
-    def _save(self) -> None:
-        trainer, begin = self.trainer, perf_counter()
-        replicated = {**trainer.replicated_state(), "config": to_tree(self.config)}
-        self.checkpointer.save(trainer.steps_done, replicated, trainer.rank_state())
-        self.preemption.saved(perf_counter() - begin)
+    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a checkpoint holds: what all ranks hold alike, and what this rank alone holds."""
+        return {**self.trainer.replicated_state(), "config": to_tree(self.config)}, self.trainer.rank_state()
 
     def _summarise(self, console: Console, metrics: dict[str, float], command: str) -> None:
         rows = summary_rows(metrics, self.totals, self.comm.size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -142,7 +141,7 @@ def test_a_temporary_directory_that_cannot_be_removed_is_said(tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", fail)
-        patch.setattr(shutil, "rmtree", fail)
+        patch.setattr(os, "rmdir", fail)
         message = together(2, lambda comm: save(comm, tmp_path, 2))
     assert f"could not be removed: remove {tmp_path / 'step-00000002.tmp'} (Input/output error)" in message
     assert names(tmp_path) == ["latest", "step-00000001", "step-00000002.tmp"]

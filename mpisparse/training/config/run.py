@@ -71,12 +71,18 @@ class Training(Section):
 class Checkpoint(Section):
     """When state is saved, and how many checkpoints are kept. Length 0 saves only at the end.
 
+    asynchronous: copy the state, which takes as much memory again on the host, and write it while training goes on;
+        else training waits until it is on the disk.
+    on_failure: when a save fails, as on a full disk: "warn" and go on to the next one, or "raise". The last save of a
+        run always raises.
     reshape: what to do with a checkpoint of another number of ranks: "redistribute" what they held back, so that its
         mean over ranks is conserved, "drop" it, or "refuse" to go on.
     """
 
     every: DurationField = Field(default="5 epochs")  # type: ignore[assignment]
     keep: PositiveInt = 3
+    asynchronous: bool = True
+    on_failure: Literal["warn", "raise"] = "warn"
     reshape: Literal["redistribute", "drop", "refuse"] = "redistribute"
 
 

@@ -1,0 +1,119 @@
+"""restore: the newest checkpoint that is whole, on all ranks the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpisparse.checkpoint.directory import list_checkpoints
+from mpisparse.checkpoint.manifest import Manifest, read_manifest, verify_listing
+from mpisparse.checkpoint.save import named
+from mpisparse.checkpoint.saved import Saved, find_checkpoints
+from mpisparse.checkpoint.tree import Tree
+from mpisparse.comm import Communicator, agreed, from_root, require_same
+from mpisparse.errors import CheckpointError, alike
+
+#: Makes a rank's tree of a checkpoint of another number of ranks; called with it, the rank, and how many there are.
+Reshape = Callable[[Saved, int, int], Tree]
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A checkpoint as one rank gets it back.
+
+    step: the optimizer steps done when it was saved.
+    replicated: the tree that rank 0 saved, on every rank.
+    per_rank: the tree that this rank saved, or what `reshape` made of those of another number of ranks.
+    path: its directory.
+    skipped: the newer checkpoints that were damaged, one line each: its name and what is wrong with it.
+    ranks: how many ranks saved it.
+    """
+
+    step: int
+    replicated: Tree
+    per_rank: Tree
+    path: Path
+    skipped: list[str]
+    ranks: int
+
+
+def restore(comm: Communicator, directory: Path, which: str | Path, reshape: Reshape | None) -> Restored | None:
+    """Return the newest checkpoint that is whole, or None where there has never been one. Collective.
+
+    Arguments and errors are those of `Checkpointer.restore`; `directory` is where "auto" looks.
+    """
+    require_same(comm, "the checkpoints to restore", [str(which)])
+    candidates = [Path(path) for path in from_root(comm, lambda: _candidates(directory, which))]
+    skipped: list[str] = []
+    for path in candidates:
+        restored = _try(comm, path, skipped, reshape)
+        if restored is not None:
+            return restored
+    if not candidates:
+        return None
+    raise alike(
+        CheckpointError(
+            f"no checkpoint in {candidates[0].parent} can be used: {'; '.join(skipped)}. "
+            "Bring back a copy of one, or start afresh in another directory"
+        )
+    )
+
+
+def _candidates(directory: Path, which: str | Path) -> list[str]:
+    """Return the directories to try, best first."""
+    with named(f"checkpoints cannot be looked for in {directory if which == 'auto' else which}"):
+        found = list_checkpoints(directory) if which == "auto" else find_checkpoints(which)
+        return [str(path) for path in reversed(found)]
+
+
+def _try(comm: Communicator, path: Path, skipped: list[str], reshape: Reshape | None) -> Restored | None:
+    """Return the checkpoint at `path`, or None when it is damaged, having added what is wrong to `skipped`."""
+    try:
+        manifest = _manifest(comm, path)
+    except CheckpointError as error:
+        skipped.append(f"{path.name}: {error}")
+        return None
+    # A whole checkpoint of another number of ranks is not passed over: going on to an older one would hide it.
+    if reshape is None:
+        _require_size(comm, path, manifest)
+    try:
+        replicated, per_rank = _load(comm, Saved(path, manifest), reshape)
+    except CheckpointError as error:
+        skipped.append(f"{path.name}: {error}")
+        return None
+    return Restored(manifest.step, replicated, per_rank, path, skipped, manifest.ranks)
+
+
+def _manifest(comm: Communicator, path: Path) -> Manifest:
+    """Return the manifest as rank 0 reads it, so that all ranks hold their files against the same one."""
+
+    def read() -> str:
+        manifest = read_manifest(path)
+        verify_listing(path, manifest)
+        return manifest.to_bytes().decode()
+
+    return Manifest.from_bytes(from_root(comm, read).encode())
+
+
+def _require_size(comm: Communicator, path: Path, manifest: Manifest) -> None:
+    if manifest.ranks != comm.size:
+        raise alike(
+            CheckpointError(
+                f"{path} was saved with {manifest.ranks} ranks, but {comm.size} are running: "
+                f"run with {manifest.ranks} ranks, or allow another number: checkpoint.reshape in a run's "
+                "configuration, restore(reshape=...) in a program"
+            )
+        )
+
+
+def _load(comm: Communicator, saved: Saved, reshape: Reshape | None) -> tuple[Tree, Tree]:
+    """Return the replicated tree and this rank's, all that was read verified, on every rank or on none."""
+    trees: list[Tree] = []
+    with agreed(comm):
+        trees.append(saved.replicated())
+        if reshape is None or saved.ranks == comm.size:
+            trees.append(saved.rank(comm.rank))
+        else:
+            trees.append(reshape(saved, comm.rank, comm.size))
+    return trees[0], trees[1]
