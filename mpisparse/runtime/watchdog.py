@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, monotonic_ns, sleep
+from types import TracebackType
 
 from mpisparse.comm import Communicator, gather_json
-from mpisparse.errors import CommError, ConfigError, HangError
+from mpisparse.errors import CommError, ConfigError, HangError, MpiSparseError
 from mpisparse.runtime.dump import Dump, dump_path, make_dump, read_dumps, write_dump
 from mpisparse.runtime.hang import summary
 
@@ -88,6 +89,16 @@ class Watchdog:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+
+    def __enter__(self) -> Watchdog:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop, unless this rank alone has an error: the others may wait for it, and its program is about to end."""
+        if error is None or (isinstance(error, MpiSparseError) and error.on_all_ranks):
+            self.stop()
 
     # What follows runs in the watchdog's thread -----------------------------------------------------------------------
 

@@ -24,10 +24,11 @@ from mpisparse.training.asynchronous.shares import Shares
 from mpisparse.training.asynchronous.snapshots import objectives
 from mpisparse.training.asynchronous.worker import CompiledWorker, Record, StepwiseWorker, total
 from mpisparse.training.configfile import parse_config
+from mpisparse.training.course import Result
 from mpisparse.training.data import synthetic
 from mpisparse.training.evaluate import objective
 from mpisparse.training.models import LinearSVM, LogisticRegression
-from mpisparse.training.run import Result, run_training
+from mpisparse.training.run import run_training
 
 SURROUNDINGS = Surroundings("0", 1, 1, "threads", "no MPI", "multiple", 1, "a test")
 
