@@ -70,6 +70,7 @@ class Checkpointer:
         self._aside: Communicator | None = None
         self._buffers = Buffers()
         self._going: Save | Outcome | None = None
+        self._given_up: list[Save] = []
 
     def save(self, step: int, replicated: Tree, per_rank: Tree = None) -> Path:
         """Return the directory of the new checkpoint, once it is on the disk. Collective.
@@ -157,6 +158,9 @@ class Checkpointer:
         going, self._going = self._going, None
         if isinstance(going, Save):
             going.abandon()
+            # Other ranks may never answer what was started there, and until they do its memory is not free.
+            self._given_up.append(going)
+            self._aside = None
 
     def __enter__(self) -> Checkpointer:
         return self

@@ -124,8 +124,10 @@ class Save:
                 self._concluding = self._concluding or self._threads.submit(self._conclude, reports)
                 news = json.dumps(self._concluding.result()).encode()
             path, failure = json.loads(self._comm.broadcast_bytes(news))
-        finally:
-            self._threads.shutdown()
+        except BaseException:
+            self.abandon()
+            raise
+        self._threads.shutdown()
         return self._outcome or replace(self._tell(reports, path, failure), waited=perf_counter() - begin)
 
     def abandon(self) -> None:

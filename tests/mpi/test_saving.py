@@ -109,7 +109,7 @@ def test_a_run_may_be_told_to_end_when_a_save_fails(asynchronous: str, config: P
     settings = (f"checkpoint.asynchronous={asynchronous}", 'checkpoint.on_failure="raise"')
     outcome = train(config, "faulty", *settings, faults="disk:rank=0,operation=9,error=EDQUOT,save=2")
     assert outcome.code == 70, outcome.text
-    assert outcome.stderr.count("errors.CheckpointError: rank 0 of 2: ") == 1, outcome.text
+    assert outcome.stderr.count("mpisparse: CheckpointError: rank 0 of 2: ") == 1, outcome.text
     assert [step_of(path) for path in list_checkpoints(config.parent / "faulty" / "checkpoints")] == [5]
 
 
