@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.sparse import diags_array
-from scipy.special import expit
 
 from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import MpiSparseError
@@ -50,6 +47,9 @@ def find_optimum(section: LogisticModel, data: Dataset) -> Optimum:
     Raises:
         MpiSparseError: the solver stopped before that, as with a penalty too small for float64.
     """
+    # Here, as every start of a run would wait for it.
+    from scipy.optimize import minimize
+
     problem = _Problem(section, data)
     near = minimize(problem.value, np.zeros(problem.features), jac=True, method="L-BFGS-B", options=_LBFGS)
     best = problem.certify(near.x)
@@ -75,6 +75,12 @@ def shared_optimum(comm: Communicator, config: RunConfig, data: Dataset) -> Opti
     return Optimum(**found)
 
 
+def _sigmoid(values: Weights) -> Weights:
+    """Return 1 / (1 + exp(-x)), which nothing overflows in."""
+    sigmoid: Weights = np.exp(-np.logaddexp(0.0, -values))
+    return sigmoid
+
+
 _LBFGS = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 0.0, "gtol": 1e-12, "maxcor": 30}
 
 
@@ -82,6 +88,8 @@ class _Problem:
     """mean log(1 + exp(-y x.w)) + curvature / 2 ||w||^2, with its derivatives, in float64."""
 
     def __init__(self, section: LogisticModel, data: Dataset) -> None:
+        from scipy.sparse import diags_array
+
         signs = np.where(data.targets.numpy() == 1, 1.0, -1.0)
         #: Each sample times its label, sparse where the samples are kept so.
         self.signed = diags_array(signs) @ _whole(data)
@@ -93,11 +101,11 @@ class _Problem:
     def value(self, weights: Weights) -> tuple[float, Weights]:
         margins = self.signed @ weights
         loss = float(np.logaddexp(0.0, -margins).mean()) + self.curvature / 2 * float(weights @ weights)
-        return loss, self.curvature * weights - self.signed.T @ expit(-margins) / self.count
+        return loss, self.curvature * weights - self.signed.T @ _sigmoid(-margins) / self.count
 
     def curve(self, weights: Weights, direction: Weights) -> Weights:
         """Return the second derivative times a direction."""
-        chance = expit(self.signed @ weights)
+        chance = _sigmoid(self.signed @ weights)
         bend = chance * (1 - chance) * (self.signed @ direction)
         curved: Weights = self.signed.T @ bend / self.count + self.curvature * direction
         return curved

@@ -85,7 +85,10 @@ def test_a_rank_that_does_not_come_is_named(fault: str, told: str, tmp_path: Pat
     assert not list((tmp_path / "crash").glob(".*"))
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(place, marks=[] if place in ("allreduce", "flight") else [pytest.mark.long]) for place in PLACES],
+)
 def test_every_place_where_ranks_wait_is_watched(place: str, tmp_path: Path) -> None:
     outcome = hang(tmp_path / "crash", place=place)
     assert outcome.code == 74, outcome.text

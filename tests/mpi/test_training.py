@@ -117,7 +117,7 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [pytest.param("topk", marks=pytest.mark.long), "momentum", "gspar"])
 def test_a_killed_run_goes_on_bit_for_bit(config: Path, rule: str) -> None:
     """The same command after `kill -9` of everything ends with the same bits as a run that was never stopped."""
     options = settings("training.length=60 epochs", *RULES[rule])
@@ -137,8 +137,14 @@ def test_a_killed_run_goes_on_bit_for_bit(config: Path, rule: str) -> None:
     assert [line["received_bytes"] for line in ours] == [line["received_bytes"] for line in theirs]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("before", "after"), [(2, 3), (4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("before", "after", "rule"),
+    [
+        pytest.param(*ranks, rule, marks=[] if number == place else [pytest.mark.long])
+        for number, ranks in enumerate([(2, 3), (4, 2), (3, 1)])
+        for place, rule in enumerate(RULES)
+    ],
+)
 def test_a_run_goes_on_with_another_number_of_ranks(config: Path, before: int, after: int, rule: str) -> None:
     """One line says so, with norms; the log goes on, and every epoch sees every sample exactly once."""
     options = ["--run-dir", "out", *settings("training.batch=40", *RULES[rule])]

@@ -133,6 +133,7 @@ def test_the_wrong_kind_of_mpi_is_refused_with_the_right_one(cluster: Cluster, p
     assert found["Restarts"] == "0"
 
 
+@pytest.mark.long
 def test_a_study_is_an_array_whose_tasks_come_back_by_themselves(cluster: Cluster, place: Path) -> None:
     directory = place / "runs"
     words = ["submit", str(place / "study.toml"), "--site", str(place / "my.env"), "--run-dir", str(directory)]

@@ -6,17 +6,19 @@ import math
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from mpisparse.errors import ConfigError, DataError
 from mpisparse.training.data.base import Dataset, Split, every_fifth
 from mpisparse.training.data.files import opened
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _LARGEST_INDEX = 2**31 - 1
 #: The least number that rounds to infinity in float32.
@@ -148,6 +150,9 @@ def _number(text: bytes) -> float:
 def _dataset(name: str, path: Path, rows: _Rows, width: int, classes: NDArray[np.float64]) -> SparseDataset:
     if rows.features > width:
         raise DataError(f"{path} holds feature {rows.features}, above the {width} asked for: raise features")
+    # Here, as every start of a run would wait for it.
+    from scipy.sparse import csr_matrix
+
     targets = np.searchsorted(classes, rows.labels)
     # A label beyond the last class is found at len(classes): compare it with the last, from which it differs.
     unknown = classes[np.minimum(targets, len(classes) - 1)] != rows.labels
