@@ -13,6 +13,7 @@ from mpisparse.training.build import build_sparsifier
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import differences, parse_config, read_config, to_toml, to_tree
 from mpisparse.training.section import Duration
+from mpisparse.training.study import read_study
 from tests.paths import CHECKOUT
 
 MINIMAL = """
@@ -142,4 +143,7 @@ def test_durations_count_in_epochs_and_steps() -> None:
 
 @pytest.mark.parametrize("file", sorted((CHECKOUT / "jobs").glob("*.toml")), ids=lambda file: file.stem)
 def test_every_configuration_in_jobs_is_valid(file: Path) -> None:
-    assert isinstance(read_config(file), RunConfig)
+    if "base" in tomllib.loads(file.read_text()):
+        assert read_study(file).runs
+    else:
+        assert isinstance(read_config(file), RunConfig)
