@@ -23,11 +23,10 @@ export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/mpisparse train jobs/digits.toml
 
-# Tests on real ranks take the whole machine, one after another; the others are a process each, on two cores, and those
-# of Slurm wait most of the time.
+# Tests on real ranks take the whole machine, one after another; the others are a process each, on two cores.
 test: lint
 	$(BIN)/python -m pytest -m "not long" tests/faults tests/mpi
-	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile tests/slurm tests/unit
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile tests/unit
 
 test-all: test
 	$(BIN)/python -m pytest -m long

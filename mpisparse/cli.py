@@ -80,7 +80,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
             command=shlex.join(words),
             preemption=preemption,
         )
-    raise SystemExit(EXIT_CODE if result.stopped else 0)
+        raise SystemExit(EXIT_CODE if result.stopped else 0)
 
 
 @cli.command()
@@ -127,13 +127,12 @@ def sweep(
     try:
         with Preemption() as preemption:
             tally = run_sweep(comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption)
+            raise SystemExit(tally.exit_code)
     except DataError as error:
         if not (if_data and error.on_all_ranks):
             raise
         if speaks():
             click.echo(f"mpisparse: {plan.name} is left out: {error}", err=True)
-        return
-    raise SystemExit(tally.exit_code)
 
 
 def _print_runs(study: Study, only: range | None, as_json: bool) -> None:

@@ -28,7 +28,8 @@ class Preemption:
     """Notes on this rank that the job is to end: a signal came, or little is left of its time.
 
     A context that takes over SIGUSR1 and SIGTERM of the process while it is open. One of them is only noted; a second
-    SIGTERM is not, and ends the process, as somebody is in a hurry.
+    SIGTERM is not, and ends the process, as somebody is in a hurry. Left by SystemExit, it has the process ignore both
+    until its end; else what was there before is back.
 
     Ask `reason` between steps, tell the others by `DistributedOptimizer.request_stop`, and save once `stopping` says
     that all ranks know: after the same step on all of them. Launchers pass signals on to all ranks, but one is enough.
@@ -102,8 +103,10 @@ class Preemption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A program that is leaving is not to be killed by a signal that is sent twice: its exit code would be lost.
+        leaves = isinstance(error, SystemExit)
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if leaves else handler)  # type: ignore[arg-type]
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:

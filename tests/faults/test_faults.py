@@ -80,7 +80,13 @@ def train(folder: Path, faults: str, *settings: str) -> Outcome:
     return run(command, timeout=240, cwd=folder, env={"MPISPARSE_FAULTS": faults})
 
 
-@pytest.mark.parametrize("name", CASES)
+#: Cases that are tried with every change; the others differ from these in the message alone.
+CHOSEN = ("exception", "kill", "corrupt", "short", "nan", "flip")
+
+
+@pytest.mark.parametrize(
+    "name", [*CHOSEN, *(pytest.param(name, marks=pytest.mark.long) for name in CASES if name not in CHOSEN)]
+)
 def test_a_fault_ends_the_job(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     outcome = train(tmp_path, case.faults, *case.settings)
@@ -117,6 +123,7 @@ def test_a_skipped_step_is_counted_and_leaves_nothing(tmp_path: Path) -> None:
     assert all(line["loss"] < 10 for line in lines if line["kind"] == "step")
 
 
+@pytest.mark.long
 def test_replicas_that_differ_are_mended_where_that_is_wanted(tmp_path: Path) -> None:
     outcome = train(tmp_path, "flip:rank=1,step=5,entry=3,bit=2", 'training.diverged="broadcast"')
     assert outcome.code == 0, outcome.text

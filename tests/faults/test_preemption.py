@@ -92,7 +92,9 @@ def test_a_signal_to_a_rank_saves_once_and_the_same_command_goes_on_bit_for_bit(
     assert ours == theirs
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGUSR1, signal.SIGUSR1), (signal.SIGTERM,)])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGUSR1, signal.SIGUSR1), pytest.param((signal.SIGTERM,), marks=pytest.mark.long)]
+)
 def test_a_signal_to_the_launcher_stops_a_run_that_saves_all_the_time(
     tmp_path: Path, numbers: tuple[signal.Signals, ...]
 ) -> None:

@@ -56,7 +56,7 @@ def said(outcome: Outcome) -> str:
     ("fault", "told"),
     [
         ("late:rank=1,step=4,seconds=100", "it was in its own code for"),
-        ("loop:rank=1,step=4", "in _loop"),
+        pytest.param("loop:rank=1,step=4", "in _loop", marks=pytest.mark.long),
         ("stop:rank=1,step=4", "it told nothing, process"),
         ("leave:rank=1,step=4", "its program had ended, after 4 steps"),
     ],
@@ -87,7 +87,7 @@ def test_a_rank_that_does_not_come_is_named(fault: str, told: str, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "place",
-    [pytest.param(place, marks=[] if place in ("allreduce", "flight") else [pytest.mark.long]) for place in PLACES],
+    [pytest.param(place, marks=[] if place == "flight" else [pytest.mark.long]) for place in PLACES],
 )
 def test_every_place_where_ranks_wait_is_watched(place: str, tmp_path: Path) -> None:
     outcome = hang(tmp_path / "crash", place=place)

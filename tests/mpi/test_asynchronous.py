@@ -52,8 +52,15 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("window", ["shared", "accumulate"])
-@pytest.mark.parametrize("rule", ["gspar", "dense"])
+@pytest.mark.parametrize(
+    ("window", "rule"),
+    [
+        ("shared", "gspar"),
+        ("accumulate", "dense"),
+        pytest.param("shared", "dense", marks=pytest.mark.long),
+        pytest.param("accumulate", "gspar", marks=pytest.mark.long),
+    ],
+)
 def test_ranks_train_together_through_a_window(config: Path, window: str, rule: str) -> None:
     outcome = train(config, f"asynchronous.window={window}", f"sparsifier.name={rule}", size=2)
     assert outcome.code == 0, outcome.text
@@ -76,7 +83,7 @@ def test_ranks_train_together_through_a_window(config: Path, window: str, rule: 
         assert words in outcome.stdout, outcome.text
 
 
-@pytest.mark.parametrize("window", ["shared", "accumulate"])
+@pytest.mark.parametrize("window", ["shared", pytest.param("accumulate", marks=pytest.mark.long)])
 def test_divergence_is_said_once(config: Path, window: str) -> None:
     outcome = train(config, f"asynchronous.window={window}", "model.l2=100.0", "optimizer.lr=1.0", size=3)
     assert outcome.code == 70, outcome.text

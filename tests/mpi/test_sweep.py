@@ -81,7 +81,7 @@ def test_every_run_has_its_directory(swept: tuple[Path, str]) -> None:
     assert len((directory / "sweep" / "runs.csv").read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("name", ["001-gspar-0.2-lr-0.5", "003-topk-0.1-lr-0.5"])
+@pytest.mark.parametrize("name", [pytest.param("001-gspar-0.2-lr-0.5", marks=pytest.mark.long), "003-topk-0.1-lr-0.5"])
 def test_a_run_of_a_sweep_is_what_it_is_alone(swept: tuple[Path, str], tmp_path: Path, name: str) -> None:
     """Nothing that runs before it leave behind in the process reaches it: the same bits, down to the random states."""
     directory, _ = swept

@@ -28,6 +28,21 @@ def test_a_signal_is_noted_and_its_handler_put_back(number: signal.Signals) -> N
     assert preemption.reason == number.name
 
 
+def test_a_program_that_leaves_is_not_killed_by_a_signal_sent_twice() -> None:
+    program = (
+        "import os, signal, mpisparse\n"
+        "try:\n"
+        "    with mpisparse.Preemption():\n"
+        "        os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "        raise SystemExit(75)\n"
+        "finally:\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75, done.stderr
+
+
 def test_a_second_sigterm_ends_the_process() -> None:
     program = (
         "import os, signal, mpisparse\n"
