@@ -97,6 +97,7 @@ def test_a_loss_that_explodes_on_all_ranks(digits: Path) -> None:
     expect_one_message(train(digits, "--set", "optimizer.lr=1e30"), 70, "holds NaN or infinity", "rank 0", "rank 1")
 
 
+@pytest.mark.long
 def test_a_run_directory_of_another_configuration(digits: Path) -> None:
     assert train(digits, "--run-dir", "out").code == 0
     outcome = train(digits, "--run-dir", "out", "--set", "sparsifier.density=0.1")

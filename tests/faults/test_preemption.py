@@ -92,6 +92,7 @@ def test_a_signal_to_a_rank_saves_once_and_the_same_command_goes_on_bit_for_bit(
     assert ours == theirs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "numbers", [(signal.SIGUSR1, signal.SIGUSR1), pytest.param((signal.SIGTERM,), marks=pytest.mark.long)]
 )

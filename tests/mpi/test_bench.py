@@ -25,7 +25,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_exchange_beside_gloo(tmp_path: Path, size: int) -> None:
     sizes = ["--size", "5000", "--size", "20000", "--density", "0.01", "--repeat", "3"]
     outcome = bench(tmp_path, "exchange", *sizes, "--gloo", "--json", "-", size=size)
@@ -50,7 +50,7 @@ def test_exchange_by_another_rule_and_alone(tmp_path: Path) -> None:
     assert 0.05 < found["results"][0]["contenders"][-1]["density_sent"] < 0.15
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_step_beside_ddp(tmp_path: Path, size: int) -> None:
     outcome = bench(tmp_path, "step", *SMALL, "--gloo", "--json", "found.json", size=size)
     assert outcome.code == 0, outcome.text
@@ -90,6 +90,7 @@ def test_wrong_input_is_said_once(tmp_path: Path) -> None:
     expect_one_message(bench(tmp_path, *hybrid), 78, "hybrid need the magnitude")
 
 
+@pytest.mark.long
 def test_gloo_that_cannot_meet_is_said_once(tmp_path: Path) -> None:
     nowhere = {"MASTER_ADDR": "192.0.2.1"}
     outcome = bench(tmp_path, "exchange", "--size", "100", "--gloo", env=nowhere)
