@@ -92,7 +92,6 @@ def test_a_signal_to_a_rank_saves_once_and_the_same_command_goes_on_bit_for_bit(
     assert ours == theirs
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "numbers", [(signal.SIGUSR1, signal.SIGUSR1), pytest.param((signal.SIGTERM,), marks=pytest.mark.long)]
 )
@@ -113,6 +112,7 @@ def test_a_signal_to_the_launcher_stops_a_run_that_saves_all_the_time(
     assert verify(newest).step == read_lines(tmp_path / "out" / "metrics.jsonl")[-1]["step"]
 
 
+@pytest.mark.long
 def test_a_run_stops_by_itself_before_its_time_is_over(tmp_path: Path) -> None:
     outcome = train(tmp_path, "out", "training.length=1000000 steps", "training.time_limit=16")
     assert outcome.code == 75, outcome.text

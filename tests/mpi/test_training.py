@@ -139,7 +139,6 @@ def test_a_killed_run_goes_on_bit_for_bit(config: Path, rule: str) -> None:
     assert [line["received_bytes"] for line in ours] == [line["received_bytes"] for line in theirs]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "after", "rule"),
     [
@@ -182,6 +181,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(config: Path, before: int, a
     assert train(config, *options, size=after).code == 0
 
 
+@pytest.mark.long
 def test_another_number_of_ranks_can_be_dropped_or_refused(config: Path) -> None:
     options = ["--run-dir", "out", *settings("training.length=10 steps")]
     assert train(config, *options, size=2).code == 0
@@ -191,7 +191,7 @@ def test_another_number_of_ranks_can_be_dropped_or_refused(config: Path) -> None
     assert "was saved with 2 ranks, but 3 are running: run with 2 ranks, or allow another number" in refused.stderr
     outcome = train(config, *longer, *settings("checkpoint.reshape=drop"), size=3)
     assert outcome.code == 0, outcome.text
-    assert re.search(r"reshaped from 2 to 3 ranks \(drop\); residual: norm 0\.\d+ before and 0 after", outcome.stderr)
+    assert re.search(r"reshaped from 2 to 3 ranks \(drop\); residual: norm \d\.\d+ before and 0 after", outcome.stderr)
 
 
 @pytest.mark.long
