@@ -24,7 +24,7 @@ def find_flaws(path: Path, *, contents: bool = True) -> list[str]:
     for entry in manifest.files if contents else ():
         if entry.name not in flaws:
             try:
-                verify_file(path, entry)
+                verify_file(path, manifest, entry.name)
                 # HDF5 sees no file whose digest does not hold.
                 read_tree(path / entry.name)
             except CheckpointError as error:

@@ -7,20 +7,21 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
+from mpisparse.checkpoint.digest import DIGESTS, Digest
 from mpisparse.errors import CheckpointError
 
 FORMAT = "mpisparse-checkpoint"
-VERSION = 1
+#: What is written; every version in DIGESTS is read.
+VERSION = 2
 MANIFEST = "manifest.json"
 STATE = "state.h5"
 #: A directory of a checkpoint; the second form is one about to be replaced by another of the same step.
 STEP_NAME = re.compile(r"step-([0-9]{8,})(\.replaced)?")
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGITS = re.compile(r"[0-9a-f]*")
 _LARGEST = 2**28
 
 
@@ -31,18 +32,16 @@ def rank_file(rank: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file: its name, its length in bytes, and its BLAKE2b-256 digest in hexadecimal."""
+    """One file: its name, its length in bytes, and its digest in hexadecimal."""
 
     name: str
     bytes: int
-    blake2b: str
+    digest: str
 
     @staticmethod
-    def of(path: Path) -> FileEntry:
-        """Return the entry of the file at `path`, which is read whole."""
-        with path.open("rb") as file:
-            digest = file_digest(file, lambda: blake2b(digest_size=32))
-            return FileEntry(path.name, os.fstat(file.fileno()).st_size, digest.hexdigest())
+    def of(path: Path, version: int = VERSION) -> FileEntry:
+        """Return the entry of the file at `path`, which is read whole, in a manifest of a version of the format."""
+        return FileEntry(path.name, *DIGESTS[version].of_file(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +51,14 @@ class Manifest:
     step: int
     ranks: int
     files: tuple[FileEntry, ...]
+    version: int = VERSION
 
     def to_bytes(self) -> bytes:
         """Return the one way to write this manifest: JSON whose last member is the digest of all before it."""
-        body: dict[str, Any] = {"format": FORMAT, "version": VERSION, "step": self.step, "ranks": self.ranks}
-        body["files"] = [{"name": f.name, "bytes": f.bytes, "blake2b": f.blake2b} for f in self.files]
-        body["blake2b"] = blake2b(json.dumps(body).encode(), digest_size=32).hexdigest()
+        kind = DIGESTS[self.version]
+        body: dict[str, Any] = {"format": FORMAT, "version": self.version, "step": self.step, "ranks": self.ranks}
+        body["files"] = [{"name": f.name, "bytes": f.bytes, kind.name: f.digest} for f in self.files]
+        body[kind.name] = kind.of_bytes(json.dumps(body).encode())
         return json.dumps(body, indent=2).encode() + b"\n"
 
     @staticmethod
@@ -73,12 +74,13 @@ class Manifest:
             raise CheckpointError(f"{MANIFEST} is damaged: {error}") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise CheckpointError(f"{MANIFEST} is damaged, or not the manifest of a checkpoint of mpisparse")
-        if body.get("version") != VERSION:
+        version = body.get("version")
+        if type(version) is not int or version not in DIGESTS:
             raise CheckpointError(
-                f"{MANIFEST} is of format version {body.get('version')!r:.20}, and this mpisparse reads {VERSION}: "
+                f"{MANIFEST} is of format version {version!r:.20}, and this mpisparse reads 1 to {VERSION}: "
                 "use the release that wrote it, or a newer one"
             )
-        manifest = _parse(body)
+        manifest = _parse(body, version)
         # Writing it again catches whatever parsing let pass, and checks the digest on the way.
         if manifest.to_bytes() != content:
             raise CheckpointError(f"{MANIFEST} is damaged: its digest does not match what it says")
@@ -130,16 +132,17 @@ def listing_flaws(path: Path, manifest: Manifest) -> dict[str, str]:
     return flaws
 
 
-def verify_file(path: Path, entry: FileEntry) -> None:
-    """Raise CheckpointError unless the file of `entry` in directory `path` has its length and digest."""
+def verify_file(path: Path, manifest: Manifest, name: str) -> None:
+    """Raise CheckpointError unless file `name` in directory `path` has the length and digest that its manifest says."""
+    entry = manifest.entry(name)
     _check_length(path, entry)
     try:
-        found = FileEntry.of(path / entry.name)
+        found = FileEntry.of(path / name, manifest.version)
     except OSError as error:
         raise CheckpointError(f"{entry.name} cannot be read: {error.strerror}") from error
     if found != entry:
         raise CheckpointError(
-            f"{entry.name} is damaged: its digest is {found.blake2b[:16]}..., not {entry.blake2b[:16]}..."
+            f"{entry.name} is damaged: its digest is {found.digest[:16]}..., not {entry.digest[:16]}..."
         )
 
 
@@ -153,7 +156,7 @@ def verify(path: Path | str) -> Manifest:
     manifest = read_manifest(path)
     verify_listing(path, manifest)
     for entry in manifest.files:
-        verify_file(path, entry)
+        verify_file(path, manifest, entry.name)
     return manifest
 
 
@@ -177,23 +180,23 @@ def _check_length(path: Path, entry: FileEntry) -> None:
         raise CheckpointError(f"{entry.name} is damaged: it has {status.st_size} bytes, not {entry.bytes}")
 
 
-def _parse(body: dict[str, Any]) -> Manifest:
+def _parse(body: dict[str, Any], version: int) -> Manifest:
     step, ranks, files = (body.get(key) for key in ("step", "ranks", "files"))
     if type(step) is not int or type(ranks) is not int or not isinstance(files, list) or step < 0:
         raise CheckpointError(f"{MANIFEST} is damaged: step, ranks or files are missing")
-    entries = tuple(_parse_entry(item) for item in files)
+    entries = tuple(_parse_entry(item, DIGESTS[version]) for item in files)
     names = [entry.name for entry in entries]
     if ranks < 1 or len(files) != ranks + 1 or names != [STATE, *(rank_file(rank) for rank in range(ranks))]:
         raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {ranks} ranks")
-    return Manifest(step, ranks, entries)
+    return Manifest(step, ranks, entries, version)
 
 
-def _parse_entry(item: Any) -> FileEntry:
-    if not isinstance(item, dict) or set(item) != {"name", "bytes", "blake2b"}:
+def _parse_entry(item: Any, kind: Digest) -> FileEntry:
+    if not isinstance(item, dict) or set(item) != {"name", "bytes", kind.name}:
         raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe a file")
-    name, length, digest = item["name"], item["bytes"], item["blake2b"]
+    name, length, digest = item["name"], item["bytes"], item[kind.name]
     if not isinstance(name, str) or type(length) is not int or not isinstance(digest, str):
         raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe a file")
-    if length < 0 or not _DIGEST.fullmatch(digest):
+    if length < 0 or len(digest) != kind.digits or not _DIGITS.fullmatch(digest):
         raise CheckpointError(f"{MANIFEST} is damaged: the entry of {name!r:.40} has a wrong length or digest")
     return FileEntry(name, length, digest)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpisparse.checkpoint.manifest import STATE, FileEntry, rank_file
 
 #: Words of eight bytes in a digest, and bytes that are left of what a rank has to say.
-_DIGEST = 4
+_DIGEST = 2
 _TEXT = 1024
 _FILE = np.dtype([("bytes", "<i8"), ("digest", "<i8", _DIGEST)])
 _LAYOUT = np.dtype([("seconds", "<f8"), ("failed", "<i8"), ("files", _FILE, 2), ("text", "u1", _TEXT)])
@@ -36,7 +36,7 @@ class Report:
         record["seconds"], record["failed"] = self.seconds, self.failure is not None
         for place, entry in enumerate(self.files):
             record["files"][place]["bytes"] = entry.bytes
-            record["files"][place]["digest"] = np.frombuffer(bytes.fromhex(entry.blake2b), "<i8")
+            record["files"][place]["digest"] = np.frombuffer(bytes.fromhex(entry.digest), "<i8")
         text = (self.failure or "").encode()[:_TEXT]
         record["text"][: len(text)] = np.frombuffer(text, np.uint8)
         return np.frombuffer(record.tobytes(), np.int64)

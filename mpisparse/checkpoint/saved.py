@@ -57,7 +57,7 @@ class Saved:
         return self._read(rank_file(rank))
 
     def _read(self, name: str) -> Tree:
-        verify_file(self.path, self.manifest.entry(name))
+        verify_file(self.path, self.manifest, name)
         return read_tree(self.path / name)
 
 

@@ -48,10 +48,9 @@ def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree]) -> Path
 
 def _fill(temporary: Path, saved: Saved, per_rank: Iterable[Tree], disk: Disk) -> Path:
     """Write all files, then the manifest, and return the directory under its final name."""
-    state = saved.manifest.entry(STATE)
     _copy(saved.path / STATE, temporary / STATE, disk)
-    verify_file(temporary, state)
-    files = [state]
+    verify_file(temporary, saved.manifest, STATE)
+    files = [FileEntry.of(temporary / STATE)]
     for rank, tree in enumerate(per_rank):
         path = temporary / rank_file(rank)
         write_tree(path, tree, disk)

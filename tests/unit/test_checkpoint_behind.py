@@ -291,7 +291,7 @@ def test_a_program_may_end_while_a_save_is_going(way: str, code: int, tmp_path: 
 
 # Reports --------------------------------------------------------------------------------------------------------------
 
-digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
+digests = st.binary(min_size=16, max_size=16).map(bytes.hex)
 lengths = st.integers(0, 2**63 - 1)
 
 

@@ -1,9 +1,10 @@
-"""A checkpoint of format version 1, written once and kept: what reads it today has to read it for good."""
+"""A checkpoint of each version of the format, written once and kept: what reads it today has to read it for good."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -15,13 +16,18 @@ import pytest
 import torch
 
 from mpisparse.checkpoint import Checkpointer, FileEntry, read_manifest, read_tree, verify, write_tree
+from mpisparse.checkpoint.manifest import VERSION
+from mpisparse.checkpoint.saved import Saved
+from mpisparse.checkpoint.writer import write_alike
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.local import run_ranks
+from mpisparse.errors import CheckpointError
 from tests.unit.test_checkpoint_tree import same
 
 TESTS = Path(__file__).resolve().parent.parent
-GOLDEN = TESTS / "golden" / "checkpoint-v1"
-STEP = GOLDEN / "step-00000042"
+GOLDEN = {version: TESTS / "golden" / f"checkpoint-v{version}" for version in (1, 2)}
+STEPS = {version: golden / "step-00000042" for version, golden in GOLDEN.items()}
+STEP = STEPS[2]
 PAGE = TESTS.parent / "docs" / "checkpoint-format.md"
 
 
@@ -60,7 +66,7 @@ def per_rank(rank: int) -> dict[str, Any]:
 
 
 def write(directory: Path) -> None:
-    """Write the golden checkpoint. The one kept was made by this, with h5py 3.16 and HDF5 2.0."""
+    """Write the golden checkpoint. Those kept were made by this, with h5py 3.16 and HDF5 2.0."""
 
     def save(comm: Communicator) -> None:
         Checkpointer(directory, comm=comm).save(42, replicated(), per_rank(comm.rank))
@@ -68,25 +74,45 @@ def write(directory: Path) -> None:
     run_ranks(2, save)
 
 
-def test_the_golden_checkpoint_verifies() -> None:
-    manifest = verify(STEP)
-    assert (manifest.step, manifest.ranks) == (42, 2)
-    assert (GOLDEN / "latest").read_text() == "step-00000042\n"
+@pytest.mark.parametrize("version", GOLDEN)
+def test_the_golden_checkpoint_verifies(version: int) -> None:
+    manifest = verify(STEPS[version])
+    assert (manifest.step, manifest.ranks, manifest.version) == (42, 2, version)
+    assert (GOLDEN[version] / "latest").read_text() == "step-00000042\n"
 
 
-def test_the_golden_checkpoint_restores_to_these_literals() -> None:
-    restored = run_ranks(2, lambda comm: Checkpointer(GOLDEN, comm=comm).restore())
+@pytest.mark.parametrize("version", GOLDEN)
+def test_the_golden_checkpoint_restores_to_these_literals(version: int) -> None:
+    restored = run_ranks(2, lambda comm: Checkpointer(GOLDEN[version], comm=comm).restore())
     for rank, found in enumerate(restored):
         assert found is not None
-        assert (found.step, found.path, found.skipped) == (42, STEP, [])
+        assert (found.step, found.path, found.skipped) == (42, STEPS[version], [])
         assert same(found.replicated, replicated())
         assert same(found.per_rank, per_rank(rank))
 
 
+def test_a_version_1_that_is_damaged_is_told(tmp_path: Path) -> None:
+    damaged = shutil.copytree(STEPS[1], tmp_path / "step-00000042")
+    content = bytearray((damaged / "rank-00001.h5").read_bytes())
+    content[-1] ^= 1
+    (damaged / "rank-00001.h5").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"^rank-00001\.h5 is damaged: its digest is"):
+        verify(damaged)
+
+
+def test_a_version_1_on_other_ranks_is_written_as_the_version_of_today(tmp_path: Path) -> None:
+    saved = Saved(STEPS[1], read_manifest(STEPS[1]))
+    written = write_alike(saved, tmp_path, [per_rank(rank) for rank in range(3)])
+    manifest = verify(written)
+    assert (manifest.step, manifest.ranks, manifest.version) == (42, 3, VERSION)
+    assert same(read_tree(written / "state.h5"), replicated())
+
+
+@pytest.mark.parametrize("version", GOLDEN)
 @pytest.mark.parametrize("name", ["state.h5", "rank-00000.h5", "rank-00001.h5"])
-def test_what_is_written_today_is_what_was_written_then(name: str, tmp_path: Path) -> None:
+def test_what_is_written_today_is_what_was_written_then(name: str, version: int, tmp_path: Path) -> None:
     write(tmp_path)
-    with h5py.File(tmp_path / STEP.name / name, "r") as today, h5py.File(STEP / name, "r") as then:
+    with h5py.File(tmp_path / STEP.name / name, "r") as today, h5py.File(STEPS[version] / name, "r") as then:
         assert today["structure"][:].tobytes() == then["structure"][:].tobytes()
         assert set(today["arrays"]) == set(then["arrays"])
         for title in then["arrays"]:
@@ -115,7 +141,7 @@ def test_the_manifest_on_the_page_has_the_members_of_a_real_one() -> None:
     real = json.loads((STEP / "manifest.json").read_bytes())
     assert list(body) == list(real)
     assert list(body["files"][0]) == list(real["files"][0])
-    assert read_manifest(STEP).files[0] == FileEntry(**real["files"][0])
+    assert read_manifest(STEP).files[0] == FileEntry(*real["files"][0].values())
 
 
 def test_a_state_read_and_written_again_is_the_same_file(tmp_path: Path) -> None:

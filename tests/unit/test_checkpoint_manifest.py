@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import xxhash
 
 from mpisparse.checkpoint import Checkpointer, FileEntry, Manifest, list_checkpoints, read_manifest, verify
 from mpisparse.comm.local import run_ranks
@@ -21,13 +21,13 @@ NAMES = ["state.h5", "rank-00000.h5", "rank-00001.h5"]
 
 def manifest_of(ranks: int, step: int = 7) -> Manifest:
     names = ["state.h5", *(f"rank-{rank:05d}.h5" for rank in range(ranks))]
-    return Manifest(step, ranks, tuple(FileEntry(name, 100, f"{index:064x}") for index, name in enumerate(names)))
+    return Manifest(step, ranks, tuple(FileEntry(name, 100, f"{index:032x}") for index, name in enumerate(names)))
 
 
 def sealed(body: dict[str, Any]) -> bytes:
     """Return a manifest of any contents, with a digest that fits."""
-    body = {key: value for key, value in body.items() if key != "blake2b"}
-    body["blake2b"] = blake2b(json.dumps(body).encode(), digest_size=32).hexdigest()
+    body = {key: value for key, value in body.items() if key != "xxh3_128"}
+    body["xxh3_128"] = xxhash.xxh3_128(json.dumps(body).encode()).hexdigest()
     return json.dumps(body, indent=2).encode() + b"\n"
 
 
@@ -67,7 +67,10 @@ def test_every_truncation_of_a_manifest_is_found() -> None:
 
 WRONG: list[dict[str, Any]] = [
     {"format": "another"},
-    {"version": 2},
+    {"version": 1},
+    {"version": 3},
+    {"version": True},
+    {"version": [2]},
     {"version": None},
     {"step": -1},
     {"step": 1.0},
@@ -90,9 +93,9 @@ WRONG_FILES: list[dict[str, Any]] = [
     {"bytes": -1},
     {"bytes": 1.5},
     {"bytes": "100"},
-    {"blake2b": "00"},
-    {"blake2b": "Z" * 64},
-    {"blake2b": None},
+    {"xxh3_128": "00"},
+    {"xxh3_128": "Z" * 32},
+    {"xxh3_128": None},
     {"more": 1},
 ]
 
@@ -113,8 +116,8 @@ def test_a_manifest_with_an_impossible_file_is_refused(change: dict[str, Any]) -
 
 
 def test_a_newer_format_is_told_from_damage() -> None:
-    body = json.loads(manifest_of(1).to_bytes()) | {"version": 2, "compression": "zstd"}
-    with pytest.raises(CheckpointError, match=r"of format version 2, and this mpisparse reads 1: use the release"):
+    body = json.loads(manifest_of(1).to_bytes()) | {"version": 3, "compression": "zstd"}
+    with pytest.raises(CheckpointError, match=r"of format version 3, and this mpisparse reads 1 to 2: use the release"):
         Manifest.from_bytes(sealed(body))
 
 
