@@ -62,6 +62,17 @@ class Brief:
         return float(np.median(self.times))
 
     @property
+    def sharing(self) -> float:
+        """Return how many threads of ranks there are for a core of the fullest machine, and no less than 1.
+
+        1 for logs that do not tell, as those of before environment.json had "machines".
+        """
+        threads = float(self.environment.get("threads", 1))
+        machines = self.environment.get("machines") or []
+        found = [threads * float(one["ranks"]) / float(one["cores"]) for one in machines if one.get("cores")]
+        return max([1.0, *found])
+
+    @property
     def whole(self) -> bool:
         """Return True if the steps send the gradient whole, without messages."""
         return self.means["messages"] == 0

@@ -168,11 +168,19 @@ def _order(config: dict[str, Any]) -> tuple[bool, bool, float]:
 def _surroundings(group: Sequence[Brief]) -> Iterator[str]:
     for key in _SURROUNDINGS:
         values = _each_once(brief.environment.get(key) for brief in group if key in brief.environment)
+        if key == "hosts" and _nested(values):
+            continue
         if len(values) > 1:
             ranks = {json.dumps(value): sorted({b.ranks for b in group if b.environment.get(key) == value})
                      for value in values}  # fmt: skip
             told = [f"{_value(value)} (on {', '.join(map(str, ranks[json.dumps(value)]))} ranks)" for value in values]
             yield f"{key} differ: {'; '.join(told)}"
+
+
+def _nested(values: Sequence[Any]) -> bool:
+    """Return True if fewer ranks ran on the first of the hosts that more ranks ran on, which is no difference."""
+    longest: Sequence[Any] = max(values, key=len, default=[])
+    return all(list(hosts) == list(longest)[: len(hosts)] for hosts in values)
 
 
 def _each_once(values: Iterable[Any]) -> list[Any]:

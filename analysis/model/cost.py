@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,8 @@ class Point:
 
     numel: entries of the gradient. samples: of this rank. count: entries that it sends in messages.
     message: bytes of its messages. whole: bytes of tensors that it sends whole, `width` an entry.
-    sparse: whether there are messages.
+    sparse: whether there are messages. method: whose step it is.
+    sharing: threads of ranks for a core of their machine, 1 where each has a core of its own.
     """
 
     ranks: int
@@ -42,6 +43,8 @@ class Point:
     whole: float
     width: float
     sparse: bool
+    method: str = ""
+    sharing: float = 1.0
 
     @property
     def received(self) -> float:
@@ -63,15 +66,19 @@ class Point:
 
 
 class Coefficients(NamedTuple):
-    """Seconds. alpha: a round. beta: a byte. add: an entry of a whole vector that is summed.
+    """Seconds.
 
-    select: an entry of the gradient that a rule looks at. encode, message: an entry sent; a message. decode, open: an
-    entry received; a message. check: an entry of a whole vector that is looked over. step, sample: computing, once a
-    step and for each sample. agree: a round of the small Allgather. idle: waiting, a second computed.
+    alpha: a round. beta: a byte. crowd: a byte, for each thread more that shares the core which copies it.
+    add: an entry of a whole vector that is summed. check: one that is looked over.
+    select: an entry of the gradient that a rule looks at, in the mean over methods; `Cost.select` has each.
+    encode, message: an entry sent; a message. decode, open: an entry received; a message.
+    step, sample: computing, once a step and for each sample.
+    agree: a round of the small Allgather. idle: waiting, a second computed.
     """
 
     alpha: float
     beta: float
+    crowd: float
     add: float
     select: float
     message: float
@@ -91,16 +98,17 @@ TERMS: dict[str, tuple[str, ...]] = {
     "agree": ("agree", "idle"),
     "sparsify": ("select",),
     "encode": ("message", "encode"),
-    "exchange": ("alpha", "beta", "add"),
+    "exchange": ("alpha", "beta", "crowd", "add"),
     "decode": ("open", "decode", "check"),
 }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The fitted model."""
+    """The fitted model. select: seconds that a method's rule takes for an entry that it looks at."""
 
     coefficients: Coefficients
+    select: dict[str, float] = field(default_factory=dict)
 
     def phases(self, point: Point) -> dict[str, float]:
         """Return the seconds of a step by the phases of TERMS."""
@@ -114,11 +122,14 @@ class Cost:
     def but(self, **changes: float) -> Cost:
         """Return the model with some coefficients multiplied."""
         changed = {name: getattr(self.coefficients, name) * factor for name, factor in changes.items()}
-        return Cost(self.coefficients._replace(**changed))
+        select = {method: changes.get("select", 1.0) * seconds for method, seconds in self.select.items()}
+        return Cost(self.coefficients._replace(**changed), select)
 
     def _sum(self, phase: str, point: Point, compute: float) -> float:
         features = _features(phase, point, compute)
         own = self.coefficients
+        if phase == "sparsify" and point.method in self.select:
+            return self.select[point.method] * features[0]
         return float(sum(getattr(own, name) * x for name, x in zip(TERMS[phase], features, strict=True)))
 
 
@@ -134,13 +145,27 @@ def fit_cost(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> Cos
         seconds = np.array([phases[i][phase] for i in here])
         table = np.array(features).reshape(-1, len(names))
         found.update(zip(names, map(float, fit(table, seconds)), strict=True))
-    return Cost(Coefficients(**found))
+    return Cost(Coefficients(**found), _select(points, phases))
+
+
+def _select(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return what each sparse method takes for an entry that it looks at: some rules look several times."""
+    found = {}
+    for method in dict.fromkeys(point.method for point in points if point.sparse):
+        own = [i for i, point in enumerate(points) if point.method == method and point.sparse]
+        table = np.array([_features("sparsify", points[i], 0.0) for i in own])
+        found[method] = float(fit(table, np.array([phases[i]["sparsify"] for i in own]))[0])
+    return found
 
 
 def at(point: Point, ranks: int, *, strong: bool) -> Point:
-    """Return the step of `point` on another number of ranks: with the same samples in all, or with the same a rank."""
+    """Return the step of `point` on another number of ranks, each with cores of its own.
+
+    Args:
+        strong: with the same samples in all, or else with the same on each rank.
+    """
     samples = point.samples * point.ranks / ranks if strong else point.samples
-    return replace(point, ranks=ranks, samples=samples)
+    return replace(point, ranks=ranks, samples=samples, sharing=1.0)
 
 
 def _takes_part(phase: str, point: Point) -> bool:
@@ -151,18 +176,21 @@ def _takes_part(phase: str, point: Point) -> bool:
 
 def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
     """Return what the terms of a phase are multiplied with. Plain numbers: arrays of three take ten times as long."""
-    ranks, sparse = point.ranks, float(point.sparse)
+    ranks, sparse, own = point.ranks, float(point.sparse), point.sharing
+    # What ranks compute takes so much longer where they share cores, and so do rounds, which wait until the other has
+    # its turn. Bytes on the link do not, but those that a processor copies from and to it do.
     if phase == "compute":
-        return 1.0, point.samples
+        return own, point.samples * own
     if phase == "agree":
-        return _log(ranks), compute if ranks > 1 else 0.0
+        return _log(ranks) * own, compute if ranks > 1 else 0.0
     if phase == "sparsify":
-        return (point.numel * sparse,)
+        return (point.numel * sparse * own,)
     if phase == "encode":
-        return sparse, point.count * sparse
+        return sparse * own, point.count * sparse * own
     if phase == "exchange":
-        return point.rounds, point.received, point.numel if ranks > 1 and not point.sparse else 0.0
-    return ranks * sparse, ranks * point.count * sparse, point.numel * (1 - sparse)
+        summed = point.numel if ranks > 1 and not point.sparse else 0.0
+        return point.rounds * own, point.received, point.received * (own - 1), summed * own
+    return ranks * sparse * own, ranks * point.count * sparse * own, point.numel * (1 - sparse) * own
 
 
 def _log(ranks: int) -> float:

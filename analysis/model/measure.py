@@ -39,6 +39,7 @@ def cells_of(runs: dict[str, dict[int, list[Brief]]]) -> list[Cell]:
         for ranks, point in points.items():
             if point.sparse and whole:
                 point = _split(point, float(np.median(whole)))
+            point = replace(point, method=method)
             cells.append(Cell(method, point, tuple(_phases(brief) for brief in by_ranks[ranks])))
     return cells
 
@@ -57,6 +58,7 @@ def _point(brief: Brief) -> Point:
         whole=payload if whole else 0.0,
         width=payload / numel if whole and numel else 4.0,
         sparse=not whole,
+        sharing=brief.sharing,
     )
 
 
@@ -65,7 +67,7 @@ def _median(points: Sequence[Point]) -> Point:
         return float(np.median([getattr(point, name) for point in points]))
 
     first = replace(points[0], numel=of("numel"), samples=of("samples"), count=of("count"))
-    return replace(first, message=of("message"), whole=of("whole"), width=of("width"))
+    return replace(first, message=of("message"), whole=of("whole"), width=of("width"), sharing=of("sharing"))
 
 
 def _whole(ranks: int, point: Point, briefs: Sequence[Brief]) -> float:

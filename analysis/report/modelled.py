@@ -21,6 +21,7 @@ from analysis.report.look import line, looks
 WORDS = {
     "alpha": "α, a round of messages",
     "beta": "β, a byte received",
+    "crowd": "γ, a byte received, for each thread more on a core",
     "add": "γ, summing an entry that is sent whole",
     "select": "γ, looking at an entry of the gradient",
     "message": "writing a message",
@@ -39,11 +40,13 @@ WORDS = {
 class Modelled:
     """The model of a study. strong: whether predictions keep the samples of all ranks together.
 
+    shared: whether ranks that were measured shared cores, which no predicted ones do.
     ranks: what is predicted. predictions: seconds by method. densities: the crossover by method, against dense.
     """
 
     fitted: Fitted
     strong: bool
+    shared: bool
     ranks: list[int]
     predictions: dict[str, list[Interval]]
     densities: dict[str, list[Interval]]
@@ -74,6 +77,7 @@ def model(measured: Measured, generator: np.random.Generator) -> Modelled | None
     return Modelled(
         fitted=fitted,
         strong=strong,
+        shared=any(cell.point.sharing > 1 for cell in cells),
         ranks=ranks,
         predictions={method: prediction(fitted, cell, ranks, strong=strong) for method, cell in last.items()},
         densities=densities,
@@ -136,8 +140,10 @@ def _prediction_figure(measured: Measured, modelled: Modelled) -> Drawing:
         lines.append(line(f"{series.method}, measured", {**look, "linestyle": "none"}, points, label="", whiskers=True))
     words = "the same samples a step in all" if modelled.strong else "the same samples a step on each rank"
     panels = (Panel("", 0, 0, tuple(lines), "time of a step (s)", "log", "ranks", "ranks"),)
-    notes = (f"lines: the model, with bands of {LEVEL:.0%} over runs drawn again; markers: measured; {words}",)
-    return _drawing(measured, "model-prediction", "predicted time of a step", panels, notes)
+    notes = [f"lines: the model, with bands of {LEVEL:.0%} over runs drawn again; markers: measured; {words}"]
+    if modelled.shared:
+        notes.append("lines are for ranks with cores of their own; measured ranks shared theirs")
+    return _drawing(measured, "model-prediction", "predicted time of a step", panels, tuple(notes))
 
 
 def _crossover_figure(measured: Measured, modelled: Modelled) -> Drawing:
@@ -169,8 +175,16 @@ def _drawing(
 
 
 def coefficients(modelled: Modelled) -> Iterator[tuple[str, str, Interval]]:
-    """Yield each coefficient with its phase and its interval, in seconds; "idle" is a share."""
+    """Yield each coefficient in words, with its phase and its interval, in seconds; waiting is a share."""
+    fitted = modelled.fitted
     for phase, names in TERMS.items():
         for name in names:
-            drawn = np.array([getattr(cost.coefficients, name) for cost in modelled.fitted.drawn])
-            yield name, phase, interval(getattr(modelled.fitted.cost.coefficients, name), drawn)
+            if name == "crowd" and not modelled.shared:
+                continue
+            if name == "select":
+                for method, seconds in fitted.cost.select.items():
+                    found = np.array([cost.select[method] for cost in fitted.drawn])
+                    yield f"{WORDS[name]}, {method}", phase, interval(seconds, found)
+                continue
+            drawn = np.array([getattr(cost.coefficients, name) for cost in fitted.drawn])
+            yield WORDS[name], phase, interval(getattr(fitted.cost.coefficients, name), drawn)

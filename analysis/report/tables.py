@@ -152,9 +152,9 @@ def coefficients_table(modelled: Modelled) -> str:
     """Return the coefficients of the model, with what they explain."""
     rows = []
     for name, phase, found in coefficients(modelled):
-        text = (lambda value: f"{value:.2g}") if name == "idle" else time_text
+        text = (lambda value: f"{value:.2g}") if name == WORDS["idle"] else time_text
         between = f"{text(found.low)} to {text(found.high)}"
-        rows.append([WORDS[name], phase, text(found.value), between, _r2_of(modelled, phase)])
+        rows.append([name, phase, text(found.value), between, _r2_of(modelled, phase)])
     return table(["what", "phase", "fitted", "interval", "r² of the phase"], rows)
 
 

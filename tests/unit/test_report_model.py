@@ -23,6 +23,7 @@ from tests.unit.report_runs import (
     ALPHA,
     BETA,
     DECODE,
+    METHODS,
     NUMEL,
     OPEN,
     SAMPLE,
@@ -62,6 +63,45 @@ def test_what_made_the_runs_is_found_again(fitted: Fitted, name: str, true: floa
     assert found.value == pytest.approx(true, rel=0.15)
     assert found.low <= found.value <= found.high
     assert found.low * 0.9 < true < found.high * 1.1
+
+
+def crowded(ranks: int, density: float | None, crowd: float, half: bool = False) -> dict[str, float]:
+    """Return the seconds of a step where all ranks share two cores: what they compute, and each round, takes longer."""
+    sharing = max(1.0, ranks / 2)
+    own = seconds_of(ranks, density, half=half)
+    whole = NUMEL * (2 if half else 4)
+    received = 2 * (ranks - 1) / ranks * whole if density is None else (ranks - 1) * (NUMEL * density * 8 + 48)
+    slowed = {phase: seconds * sharing for phase, seconds in own.items()}
+    if ranks > 1:
+        slowed["exchange"] += BETA * received * (1 - sharing) + crowd * received * (sharing - 1)
+    return slowed
+
+
+def test_ranks_that_share_cores_are_told_from_a_slow_network(tmp_path: Path) -> None:
+    crowd = 0.7e-9
+    for ranks in (1, 2, 4, 8):
+        for density, half in METHODS:
+            for seed in range(3):
+                settings = config(density=density, half=half)
+                where = tmp_path / f"{density}-{half}-{ranks}-{seed}"
+                times = crowded(ranks, density, crowd, half)
+                machines = [{"ranks": ranks, "cores": 2}]
+                write_run(where, settings, ranks=ranks, seed=seed, seconds=times, threads=1, machines=machines)
+    briefs, _ = read_briefs([tmp_path])
+    (study,), _ = studies_of(briefs)
+    cells = cells_of(study.runs)
+    assert {cell.point.ranks: cell.point.sharing for cell in cells} == {1: 1.0, 2: 1.0, 4: 2.0, 8: 4.0}
+    for each in hold_out(cells, np.random.default_rng(0), draws=20):
+        assert abs(each.error) < 0.1, each
+    found = fit_cells(cells, np.random.default_rng(0), draws=20).cost
+    assert found.coefficients.beta == pytest.approx(BETA, rel=0.15)
+    assert found.coefficients.crowd == pytest.approx(crowd, rel=0.4)
+    assert set(found.select) == {cell.method for cell in cells if cell.point.sparse}
+    # Predictions are for ranks with cores of their own: what the same steps take without sharing.
+    (dense,) = [cell for cell in cells if cell.method == "dense" and cell.point.ranks == 8]
+    alone = at(dense.point, 8, strong=True)
+    assert alone.sharing == 1.0
+    assert found.seconds(alone) == pytest.approx(sum(seconds_of(8, None).values()), rel=0.15)
 
 
 def test_the_fit_tells_how_good_it_is(fitted: Fitted) -> None:
