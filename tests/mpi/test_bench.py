@@ -78,6 +78,7 @@ def test_coding(tmp_path: Path) -> None:
     assert [row["method"] for row in found["rows"]] == ["gspar", "qsgd-2", "qsgd-4", "qsgd-8", "terngrad"]
 
 
+@pytest.mark.long
 def test_wrong_input_is_said_once(tmp_path: Path) -> None:
     for wrong in (["exchange", "--density", "2"], ["exchange", "--size", "0"], ["kernels", "--threads", "0"]):
         outcome = bench(tmp_path, *wrong)

@@ -116,6 +116,7 @@ def test_another_study_in_the_same_place_is_refused(swept: tuple[Path, str]) -> 
     run_sweep(directory)  # writes the study back
 
 
+@pytest.mark.long
 def test_only_some_runs(tmp_path: Path) -> None:
     code, text = run_sweep(tmp_path, "--only", "1:3")
     assert code == 0, text
@@ -149,6 +150,7 @@ def test_divergence_is_noted_and_the_next_run_follows(tmp_path: Path) -> None:
     assert "0 runs made, 0 were finished before, 1 failed" in said
 
 
+@pytest.mark.long
 def test_another_failure_is_noted_and_makes_the_exit_code(tmp_path: Path) -> None:
     """An optimum that float64 cannot certify; the other half of the runs has one."""
     text = STUDY.replace('"optimizer.lr" = [0.1, 0.5]', '"model.l2" = [1e-300, 0.1]')
