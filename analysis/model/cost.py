@@ -69,6 +69,7 @@ class Coefficients(NamedTuple):
     """Seconds.
 
     alpha: a round. beta: a byte. crowd: a byte, for each thread more that shares the core which copies it.
+    turn: an exchange, for each thread more that shares a core, until a rank has its turn on it.
     add: an entry of a whole vector that is summed. check: one that is looked over.
     select: an entry of the gradient that a rule looks at, in the mean over methods; `Cost.select` has each.
     encode, message: an entry sent; a message. decode, open: an entry received; a message.
@@ -79,6 +80,7 @@ class Coefficients(NamedTuple):
     alpha: float
     beta: float
     crowd: float
+    turn: float
     add: float
     select: float
     message: float
@@ -98,7 +100,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "agree": ("agree", "idle"),
     "sparsify": ("select",),
     "encode": ("message", "encode"),
-    "exchange": ("alpha", "beta", "crowd", "add"),
+    "exchange": ("alpha", "beta", "crowd", "turn", "add"),
     "decode": ("open", "decode", "check"),
 }
 
@@ -177,8 +179,9 @@ def _takes_part(phase: str, point: Point) -> bool:
 def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
     """Return what the terms of a phase are multiplied with. Plain numbers: arrays of three take ten times as long."""
     ranks, sparse, own = point.ranks, float(point.sparse), point.sharing
-    # What ranks compute takes so much longer where they share cores, and so do rounds, which wait until the other has
-    # its turn. Bytes on the link do not, but those that a processor copies from and to it do.
+    # What ranks compute takes so much longer where they share cores. Bytes on the link do not, but those that a
+    # processor copies from and to it do. Ranks wait for their turn on a core once an exchange and not once a round:
+    # while one waits, the messages of others travel.
     if phase == "compute":
         return own, point.samples * own
     if phase == "agree":
@@ -189,7 +192,7 @@ def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
         return sparse * own, point.count * sparse * own
     if phase == "exchange":
         summed = point.numel if ranks > 1 and not point.sparse else 0.0
-        return point.rounds * own, point.received, point.received * (own - 1), summed * own
+        return point.rounds, point.received, point.received * (own - 1), own - 1, summed * own
     return ranks * sparse * own, ranks * point.count * sparse * own, point.numel * (1 - sparse) * own
 
 

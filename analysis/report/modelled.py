@@ -22,6 +22,7 @@ WORDS = {
     "alpha": "α, a round of messages",
     "beta": "β, a byte received",
     "crowd": "γ, a byte received, for each thread more on a core",
+    "turn": "an exchange, for each thread more on a core",
     "add": "γ, summing an entry that is sent whole",
     "select": "γ, looking at an entry of the gradient",
     "message": "writing a message",
@@ -179,7 +180,7 @@ def coefficients(modelled: Modelled) -> Iterator[tuple[str, str, Interval]]:
     fitted = modelled.fitted
     for phase, names in TERMS.items():
         for name in names:
-            if name == "crowd" and not modelled.shared:
+            if name in ("crowd", "turn") and not modelled.shared:
                 continue
             if name == "select":
                 for method, seconds in fitted.cost.select.items():

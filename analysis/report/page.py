@@ -163,8 +163,8 @@ def _model(modelled: Modelled, by_name: dict[str, Drawing]) -> Iterator[str]:
     if modelled.shared:
         yield (
             "**Ranks shared cores**: there were more threads of ranks than cores of their machine, so that what they "
-            "compute, and each round, took so many times as long, and bytes more for each thread on a core. The model "
-            "has that in; what it predicts for more ranks is for ranks with cores of their own."
+            "compute took so many times as long, and each exchange and byte longer for each thread more on a core. The "
+            "model has that in; what it predicts for more ranks is for ranks with cores of their own."
         )
     yield _shown(by_name, "model-fit")
     if modelled.held_out:

@@ -65,26 +65,27 @@ def test_what_made_the_runs_is_found_again(fitted: Fitted, name: str, true: floa
     assert found.low * 0.9 < true < found.high * 1.1
 
 
-def crowded(ranks: int, density: float | None, crowd: float, half: bool = False) -> dict[str, float]:
-    """Return the seconds of a step where all ranks share two cores: what they compute, and each round, takes longer."""
+def crowded(ranks: int, density: float | None, crowd: float, turn: float, half: bool = False) -> dict[str, float]:
+    """Return the seconds of a step where all ranks share two cores: computing and exchanging take longer."""
     sharing = max(1.0, ranks / 2)
     own = seconds_of(ranks, density, half=half)
     whole = NUMEL * (2 if half else 4)
     received = 2 * (ranks - 1) / ranks * whole if density is None else (ranks - 1) * (NUMEL * density * 8 + 48)
     slowed = {phase: seconds * sharing for phase, seconds in own.items()}
     if ranks > 1:
-        slowed["exchange"] += BETA * received * (1 - sharing) + crowd * received * (sharing - 1)
+        summed = 0.0 if density is not None else ADD * NUMEL
+        slowed["exchange"] = own["exchange"] + (crowd * received + turn + summed) * (sharing - 1)
     return slowed
 
 
 def test_ranks_that_share_cores_are_told_from_a_slow_network(tmp_path: Path) -> None:
-    crowd = 0.7e-9
+    crowd, turn = 0.7e-9, 2e-3
     for ranks in (1, 2, 4, 8):
         for density, half in METHODS:
             for seed in range(3):
                 settings = config(density=density, half=half)
                 where = tmp_path / f"{density}-{half}-{ranks}-{seed}"
-                times = crowded(ranks, density, crowd, half)
+                times = crowded(ranks, density, crowd, turn, half)
                 machines = [{"ranks": ranks, "cores": 2}]
                 write_run(where, settings, ranks=ranks, seed=seed, seconds=times, threads=1, machines=machines)
     briefs, _ = read_briefs([tmp_path])
@@ -96,6 +97,7 @@ def test_ranks_that_share_cores_are_told_from_a_slow_network(tmp_path: Path) -> 
     found = fit_cells(cells, np.random.default_rng(0), draws=20).cost
     assert found.coefficients.beta == pytest.approx(BETA, rel=0.15)
     assert found.coefficients.crowd == pytest.approx(crowd, rel=0.4)
+    assert found.coefficients.turn == pytest.approx(turn, rel=0.2)
     assert set(found.select) == {cell.method for cell in cells if cell.point.sparse}
     # Predictions are for ranks with cores of their own: what the same steps take without sharing.
     (dense,) = [cell for cell in cells if cell.method == "dense" and cell.point.ranks == 8]
