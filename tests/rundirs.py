@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mpisparse.checkpoint import read_tree, verify
+from mpisparse.checkpoint import open_checkpoint, verify
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -31,8 +31,10 @@ def states(directory: Path, size: int) -> dict[str, Any]:
         else:
             flat[prefix] = node
 
-    for name in ("state.h5", *(f"rank-{rank:05d}.h5" for rank in range(size))):
-        walk(name, read_tree(newest / name))
+    saved = open_checkpoint(newest)
+    walk("state.h5", saved.replicated())
+    for rank in range(size):
+        walk(f"rank-{rank:05d}.h5", saved.rank(rank))
     return flat
 
 

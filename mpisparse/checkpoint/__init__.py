@@ -12,6 +12,7 @@ hdf5          a tree in a file
 manifest      the files of a checkpoint, and their digests
 directory     the checkpoints of a run
 saved         one on the disk, to be read by any number of ranks
+shared        one file for all ranks
 snapshot      copies of a state, kept while they are written
 report        how a rank's part of a save went
 save          a checkpoint on its way to the disk

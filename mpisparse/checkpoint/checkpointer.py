@@ -9,12 +9,12 @@ from time import perf_counter
 from types import TracebackType
 
 from mpisparse.checkpoint.directory import begin
-from mpisparse.checkpoint.disk import Disk
+from mpisparse.checkpoint.disk import Disk, named
 from mpisparse.checkpoint.faulty import disk_of
 from mpisparse.checkpoint.hdf5 import Encoded, encode_file
 from mpisparse.checkpoint.manifest import STATE, rank_file
 from mpisparse.checkpoint.restore import Reshape, Restored, restore
-from mpisparse.checkpoint.save import Outcome, Save, attempt_removal, named
+from mpisparse.checkpoint.save import Outcome, Save, attempt_removal
 from mpisparse.checkpoint.snapshot import Buffers
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.comm import Communicator, agreed, from_root, gather_json, require_same, solo
@@ -48,7 +48,13 @@ class Checkpointer:
     """
 
     def __init__(
-        self, directory: str | Path, keep: int = 3, comm: Communicator | None = None, disk: Disk | None = None
+        self,
+        directory: str | Path,
+        keep: int = 3,
+        comm: Communicator | None = None,
+        disk: Disk | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Take `directory` for the run's checkpoints; it is made when the first one is saved.
 
@@ -57,6 +63,8 @@ class Checkpointer:
             keep: how many of the newest checkpoints stay, at least 1.
             comm: the ranks that save together; without it this process is alone.
             disk: what this rank's files are written with; one that works, unless the environment asks for faults.
+            shared: one file for what all ranks alone hold, instead of one each: through parallel HDF5, in one
+                collective call, where the installed h5py has it. Ranks come together for that, so training waits.
 
         Raises:
             ConfigError: `keep` is not a positive integer.
@@ -65,6 +73,7 @@ class Checkpointer:
             raise ConfigError(f"keep {keep!r} is not a positive integer: give how many checkpoints stay, such as 3")
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self.shared = shared
         self._comm = comm or solo()
         self._disk = disk or disk_of(self._comm.rank)
         self._aside: Communicator | None = None
@@ -100,13 +109,15 @@ class Checkpointer:
 
         Args:
             step, replicated, per_rank: as `save` takes them. They may change as soon as this returns.
-            behind: copy the state, and let a thread write it; else write all of it before this returns.
+            behind: copy the state, and let a thread write it; else, or to a shared file, write all of it before this
+                returns.
 
         Raises:
             CheckpointError: the state holds something that a file cannot.
             RankMismatchError: the ranks are at different steps.
         """
         begun = perf_counter()
+        behind = behind and not self.shared
         earlier = self.finish()
         if earlier is not None:
             begun += earlier.waited
@@ -130,6 +141,7 @@ class Checkpointer:
             files=self._copied(files) if behind else files,
             keep=self.keep,
             behind=behind,
+            shared=self.shared,
         )
         save.pause = perf_counter() - begun
         self._going = save

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mpisparse.errors import CheckpointError
 
 
 class Disk:
@@ -38,6 +42,24 @@ class Disk:
         """Return a new file, open for reading and writing, which the caller closes. FileExistsError if it is there."""
         self._before("create", path)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def open(self, path: Path) -> int:
+        """Return a file that is there, open for reading and writing, which the caller closes. It changes nothing."""
+        return os.open(path, os.O_RDWR)
+
+    def reserve(self, file: int, length: int) -> None:
+        """Have room on the disk for the first `length` bytes of an open file, so that writing them cannot fill it."""
+        self._before("reserve", file)
+        try:
+            os.posix_fallocate(file, 0, length)
+        except OSError as error:
+            # Not every file system can. Those without it tell of a full disk when it is written.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
+
+    def write_together(self, path: Path) -> None:
+        """Do what is to come before all ranks write to one file in one call, which HDF5 makes itself."""
+        self._before("write_together", path)
 
     def write(self, file: int, content: memoryview, start: int) -> int:
         """Write the beginning of `content` to an open file from byte `start` on, and return how many bytes of it."""
@@ -92,3 +114,19 @@ class Disk:
         """Remove an empty directory."""
         self._before("rmdir", path)
         os.rmdir(path)
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong, in the system's few words where it has them: HDF5's own go on for lines."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else str(error)
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Turn an error of the system into a CheckpointError that starts with `what`."""
+    try:
+        yield
+    except OSError as error:
+        place = f" ({os.fspath(error.filename)})" if isinstance(error.filename, str) else ""
+        raise CheckpointError(f"{what}: {reason(error)}{place}") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from mpisparse.checkpoint.arrays import Array, ArrayEntry
 from mpisparse.checkpoint.audit import ARRAYS, STRUCTURE, Declared, audit
 from mpisparse.checkpoint.decode import decode
-from mpisparse.checkpoint.disk import Disk
+from mpisparse.checkpoint.disk import Disk, reason
 from mpisparse.checkpoint.encode import encode
 from mpisparse.checkpoint.sink import Sink
 from mpisparse.checkpoint.tree import Structure, Tree
@@ -65,12 +66,8 @@ def write_encoded(path: Path, encoded: Encoded, disk: Disk) -> None:
     """
     try:
         with Sink(path, disk) as sink:
-            with h5py.File(sink, "w") as file:
-                _write(file, STRUCTURE, np.frombuffer(encoded.structure.to_bytes(), np.uint8), sink)
-                group = file.create_group(ARRAYS)
-                for entry, flat in zip(encoded.structure.arrays, encoded.arrays, strict=True):
-                    if entry.dataset is not None:
-                        _write(group, entry.dataset, flat.reshape(entry.stored_shape), sink)
+            # On a full disk there is no use in going on.
+            _write(sink, encoded, sink.check)
             sink.sync()
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path.name} cannot be written to {path.parent}: {reason(error)}") from error
@@ -85,8 +82,24 @@ def read_tree(path: Path) -> Tree:
     Raises:
         CheckpointError: the file is damaged, or holds something that no checkpoint does.
     """
-    with _opened(path) as file:
-        declared = audit(file, os.path.getsize(path))
+    return _read(path.name, path)
+
+
+def image_of(encoded: Encoded) -> memoryview:
+    """Return the bytes of the file that `write_encoded` would write."""
+    memory = io.BytesIO()
+    _write(memory, encoded, lambda: None)
+    return memory.getbuffer()
+
+
+def read_image(name: str, image: bytes) -> Tree:
+    """Return the tree in the bytes of a file called `name`, as `read_tree` does of one on the disk."""
+    return _read(name, io.BytesIO(image))
+
+
+def _read(name: str, source: Path | io.BytesIO) -> Tree:
+    with _opened(name, source) as file:
+        declared = audit(file, os.path.getsize(source) if isinstance(source, Path) else source.getbuffer().nbytes)
         structure = Structure.from_bytes(_load(file[STRUCTURE], declared.pop(STRUCTURE)).tobytes())
         _compare(structure.arrays, declared)
         group = file[ARRAYS]
@@ -105,13 +118,19 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(chunk))
 
 
-def reason(error: Exception) -> str:
-    """Return what went wrong, in the system's few words where it has them: HDF5's own go on for lines."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error)
+def _write(target: Sink | io.BytesIO, encoded: Encoded, check: Callable[[], None]) -> None:
+    """Write a file, calling `check` after each dataset."""
+    with h5py.File(target, "w") as file:
+        _write_values(file, STRUCTURE, np.frombuffer(encoded.structure.to_bytes(), np.uint8))
+        check()
+        group = file.create_group(ARRAYS)
+        for entry, flat in zip(encoded.structure.arrays, encoded.arrays, strict=True):
+            if entry.dataset is not None:
+                _write_values(group, entry.dataset, flat.reshape(entry.stored_shape))
+                check()
 
 
-def _write(group: h5py.Group, name: str, values: Array, sink: Sink) -> None:
+def _write_values(group: h5py.Group, name: str, values: Array) -> None:
     group.create_dataset(
         name,
         data=values,
@@ -120,19 +139,18 @@ def _write(group: h5py.Group, name: str, values: Array, sink: Sink) -> None:
         fletcher32=True,
         track_times=False,
     )
-    sink.check()  # On a full disk there is no use in going on.
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading; every way in which h5py tells of damage becomes a CheckpointError that names it."""
+def _opened(name: str, source: Path | io.BytesIO) -> Iterator[h5py.File]:
+    """Open a file called `name`; every way in which h5py tells of damage becomes a CheckpointError that names it."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(source, "r", locking=False) as file:
             yield file
     except CheckpointError as error:
-        raise CheckpointError(f"{path.name} is not a sound checkpoint file: {error}") from error
+        raise CheckpointError(f"{name} is not a sound checkpoint file: {error}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path.name} cannot be read: {reason(error)}") from error
+        raise CheckpointError(f"{name} cannot be read: {reason(error)}") from error
 
 
 def _compare(entries: tuple[ArrayEntry, ...], declared: dict[str, Declared]) -> None:

@@ -14,10 +14,13 @@ from mpisparse.checkpoint.digest import DIGESTS, Digest
 from mpisparse.errors import CheckpointError
 
 FORMAT = "mpisparse-checkpoint"
-#: What is written; every version in DIGESTS is read.
+#: What is written, with a file for each rank or one for all of them; every version in DIGESTS is read.
 VERSION = 2
+SHARED_VERSION = 3
 MANIFEST = "manifest.json"
 STATE = "state.h5"
+#: The file of all ranks, in which theirs lie one after another.
+SHARED = "ranks.h5"
 #: A directory of a checkpoint; the second form is one about to be replaced by another of the same step.
 STEP_NAME = re.compile(r"step-([0-9]{8,})(\.replaced)?")
 
@@ -45,19 +48,54 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """The shared file around the files of the ranks that it holds.
+
+    start: the byte at which rank 0's begins; the others follow. bytes: of the whole file.
+    digest: of all bytes that are no rank's, in hexadecimal.
+    """
+
+    start: int
+    bytes: int
+    digest: str
+
+    @staticmethod
+    def of(path: Path, start: int, ranks_bytes: int, kind: Digest) -> Frame:
+        """Return the frame of the shared file at `path`, in which the ranks' files take `ranks_bytes` bytes."""
+        whole = os.path.getsize(path)
+        _, digest = kind.of_spans(path, [(0, start), (start + ranks_bytes, whole)])
+        return Frame(start, whole, digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file of a checkpoint lies: in which file on the disk, and at which of its bytes."""
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """A checkpoint of `ranks` ranks at `step`; `files` are the replicated state, then one a rank, in rank order."""
+    """A checkpoint of `ranks` ranks at `step`; `files` are the replicated state, then one a rank, in rank order.
+
+    frame: of the shared file, where the ranks' files lie in one; else None.
+    """
 
     step: int
     ranks: int
     files: tuple[FileEntry, ...]
     version: int = VERSION
+    frame: Frame | None = None
 
     def to_bytes(self) -> bytes:
         """Return the one way to write this manifest: JSON whose last member is the digest of all before it."""
         kind = DIGESTS[self.version]
         body: dict[str, Any] = {"format": FORMAT, "version": self.version, "step": self.step, "ranks": self.ranks}
         body["files"] = [{"name": f.name, "bytes": f.bytes, kind.name: f.digest} for f in self.files]
+        if (frame := self.frame) is not None:
+            body["shared"] = {"name": SHARED, "bytes": frame.bytes, "start": frame.start, kind.name: frame.digest}
         body[kind.name] = kind.of_bytes(json.dumps(body).encode())
         return json.dumps(body, indent=2).encode() + b"\n"
 
@@ -77,7 +115,7 @@ class Manifest:
         version = body.get("version")
         if type(version) is not int or version not in DIGESTS:
             raise CheckpointError(
-                f"{MANIFEST} is of format version {version!r:.20}, and this mpisparse reads 1 to {VERSION}: "
+                f"{MANIFEST} is of format version {version!r:.20}, and this mpisparse reads 1 to {max(DIGESTS)}: "
                 "use the release that wrote it, or a newer one"
             )
         manifest = _parse(body, version)
@@ -89,6 +127,23 @@ class Manifest:
     def entry(self, name: str) -> FileEntry:
         """Return the entry of the file `name`."""
         return next(entry for entry in self.files if entry.name == name)
+
+    def place(self, name: str) -> Place:
+        """Return where the file `name` lies."""
+        if self.frame is None or name == STATE:
+            return Place(name, 0, self.entry(name).bytes)
+        start = self.frame.start
+        for entry in self.files[1:]:
+            if entry.name == name:
+                break
+            start += entry.bytes
+        return Place(SHARED, start, start + entry.bytes)
+
+    def lengths(self) -> dict[str, int]:
+        """Return the files that lie on the disk beside the manifest, and their lengths in bytes."""
+        if self.frame is None:
+            return {entry.name: entry.bytes for entry in self.files}
+        return {STATE: self.files[0].bytes, SHARED: self.frame.bytes}
 
 
 def read_manifest(path: Path | str) -> Manifest:
@@ -115,7 +170,8 @@ def verify_listing(path: Path, manifest: Manifest) -> None:
 
 def listing_flaws(path: Path, manifest: Manifest) -> dict[str, str]:
     """Return what is wrong with the names and lengths of the files in directory `path`, by the file's name."""
-    expected = {MANIFEST, *(entry.name for entry in manifest.files)}
+    lengths = manifest.lengths()
+    expected = {MANIFEST, *lengths}
     try:
         found = set(os.listdir(path))
     except OSError as error:
@@ -123,27 +179,34 @@ def listing_flaws(path: Path, manifest: Manifest) -> dict[str, str]:
     flaws = {name: f"{name} is missing" for name in sorted(expected - found)}
     for name in sorted(found - expected):
         flaws[name] = f"{name} does not belong to the checkpoint: remove it if you put it there"
-    for entry in manifest.files:
-        if entry.name in found:
+    for name in lengths:
+        if name in found:
             try:
-                _check_length(path, entry)
+                _check_length(path / name, lengths[name])
             except CheckpointError as error:
-                flaws[entry.name] = str(error)
+                flaws[name] = str(error)
     return flaws
 
 
 def verify_file(path: Path, manifest: Manifest, name: str) -> None:
-    """Raise CheckpointError unless file `name` in directory `path` has the length and digest that its manifest says."""
-    entry = manifest.entry(name)
-    _check_length(path, entry)
+    """Raise CheckpointError unless file `name` in directory `path` has the length and digest that its manifest says.
+
+    Of a file that lies in the shared one, all that is no rank's there is looked at too.
+    """
+    place, kind = manifest.place(name), DIGESTS[manifest.version]
+    file = path / place.file
+    _check_length(file, manifest.lengths()[place.file])
     try:
-        found = FileEntry.of(path / name, manifest.version)
+        _, digest = kind.of_spans(file, [(place.start, place.stop)])
+        frame = None
+        if place.file == SHARED and manifest.frame is not None:
+            ranks_bytes = sum(entry.bytes for entry in manifest.files[1:])
+            frame = Frame.of(file, manifest.frame.start, ranks_bytes, kind)
     except OSError as error:
-        raise CheckpointError(f"{entry.name} cannot be read: {error.strerror}") from error
-    if found != entry:
-        raise CheckpointError(
-            f"{entry.name} is damaged: its digest is {found.digest[:16]}..., not {entry.digest[:16]}..."
-        )
+        raise CheckpointError(f"{place.file} cannot be read: {error.strerror}") from error
+    _compare(name if frame is None else f"{name} in {place.file}", digest, manifest.entry(name).digest)
+    if frame is not None and manifest.frame is not None:
+        _compare(f"{place.file}, outside the files of the ranks,", frame.digest, manifest.frame.digest)
 
 
 def verify(path: Path | str) -> Manifest:
@@ -169,15 +232,20 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _check_length(path: Path, entry: FileEntry) -> None:
+def _compare(what: str, found: str, digest: str) -> None:
+    if found != digest:
+        raise CheckpointError(f"{what} is damaged: its digest is {found[:16]}..., not {digest[:16]}...")
+
+
+def _check_length(path: Path, length: int) -> None:
     try:
-        status = os.lstat(path / entry.name)
+        status = os.lstat(path)
     except OSError as error:
-        raise CheckpointError(f"{entry.name} cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{entry.name} is not a regular file")
-    if status.st_size != entry.bytes:
-        raise CheckpointError(f"{entry.name} is damaged: it has {status.st_size} bytes, not {entry.bytes}")
+        raise CheckpointError(f"{path.name} is not a regular file")
+    if status.st_size != length:
+        raise CheckpointError(f"{path.name} is damaged: it has {status.st_size} bytes, not {length}")
 
 
 def _parse(body: dict[str, Any], version: int) -> Manifest:
@@ -188,7 +256,21 @@ def _parse(body: dict[str, Any], version: int) -> Manifest:
     names = [entry.name for entry in entries]
     if ranks < 1 or len(files) != ranks + 1 or names != [STATE, *(rank_file(rank) for rank in range(ranks))]:
         raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {ranks} ranks")
-    return Manifest(step, ranks, entries, version)
+    return Manifest(step, ranks, entries, version, _parse_frame(body, entries, version))
+
+
+def _parse_frame(body: dict[str, Any], entries: tuple[FileEntry, ...], version: int) -> Frame | None:
+    if version != SHARED_VERSION:
+        return None
+    kind, item = DIGESTS[version], body.get("shared")
+    if not isinstance(item, dict) or set(item) != {"name", "bytes", "start", kind.name} or item["name"] != SHARED:
+        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe the shared file")
+    start, whole, digest = item["start"], item["bytes"], item[kind.name]
+    if type(start) is not int or type(whole) is not int or not isinstance(digest, str):
+        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe the shared file")
+    if not 0 <= start <= whole - sum(entry.bytes for entry in entries[1:]):
+        raise CheckpointError(f"{MANIFEST} is damaged: the files of the ranks do not fit into {SHARED}")
+    return Frame(start, whole, digest)
 
 
 def _parse_entry(item: Any, kind: Digest) -> FileEntry:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.checkpoint.directory import list_checkpoints
+from mpisparse.checkpoint.disk import named
 from mpisparse.checkpoint.manifest import Manifest, read_manifest, verify_listing
-from mpisparse.checkpoint.save import named
 from mpisparse.checkpoint.saved import Saved, find_checkpoints
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.comm import Communicator, agreed, from_root, require_same

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,11 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.checkpoint.directory import prune, publish, remove, settle, write_durably
-from mpisparse.checkpoint.disk import Disk
-from mpisparse.checkpoint.hdf5 import Encoded, reason, write_encoded
-from mpisparse.checkpoint.manifest import MANIFEST, FileEntry, Manifest, verify_listing
+from mpisparse.checkpoint.disk import Disk, named, reason
+from mpisparse.checkpoint.hdf5 import Encoded, image_of, write_encoded
+from mpisparse.checkpoint.manifest import (
+    MANIFEST,
+    SHARED,
+    SHARED_VERSION,
+    VERSION,
+    FileEntry,
+    Frame,
+    Manifest,
+    rank_file,
+    verify_listing,
+)
 from mpisparse.checkpoint.report import Report
-from mpisparse.comm import Communicator, Pending, summarise
+from mpisparse.checkpoint.shared import write_shared
+from mpisparse.comm import Communicator, Pending, agreed, summarise
 from mpisparse.errors import CheckpointError, alike
 
 #: Seconds between looks for what other ranks tell, when there is nothing else to do.
@@ -71,6 +81,7 @@ class Save:
         files: Mapping[str, Encoded],
         keep: int,
         behind: bool,
+        shared: bool,
     ) -> None:
         """Begin to write this rank's files.
 
@@ -81,9 +92,11 @@ class Save:
             files: what they are to hold, by name; it must not change until the end.
             keep: how many of the newest checkpoints stay.
             behind: write in a thread.
+            shared: write the files of all ranks into one, for which ranks have to come together: not `behind`.
         """
         self._comm, self._aside, self._disk = comm, aside, disk
-        self._temporary, self._keep = temporary, keep
+        self._temporary, self._keep, self._shared = temporary, keep, shared
+        self._frame: Frame | None = None
         self.step = step
         #: Seconds for which training stood still when it was started; whoever started it knows.
         self.pause = 0.0
@@ -140,13 +153,24 @@ class Save:
     def _write(self, files: dict[str, Encoded]) -> Report:
         """Write this rank's files, and return how it went."""
         begin = perf_counter()
-        entries = []
         try:
-            for name in list(files):
-                entries.append(self._write_file(self._temporary / name, files.pop(name)))
+            entries = self._write_together(files) if self._shared else self._write_files(files)
         except CheckpointError as error:
             return Report((), perf_counter() - begin, str(error))
         return Report(tuple(entries), perf_counter() - begin)
+
+    def _write_files(self, files: dict[str, Encoded]) -> list[FileEntry]:
+        return [self._write_file(self._temporary / name, files.pop(name)) for name in list(files)]
+
+    def _write_together(self, files: dict[str, Encoded]) -> list[FileEntry]:
+        """Write the replicated state, then with all ranks the file of all of them. Collective."""
+        name = rank_file(self._comm.rank)
+        image = image_of(files.pop(name))
+        entries: list[FileEntry] = []
+        with agreed(self._comm):
+            entries += self._write_files(files)
+        entry, self._frame = write_shared(self._comm, self._temporary / SHARED, name, image, self._disk)
+        return [*entries, entry]
 
     def _write_file(self, path: Path, encoded: Encoded) -> FileEntry:
         with named(f"{path.name} cannot be written to {path.parent}"):
@@ -166,9 +190,9 @@ class Save:
             if failed:
                 raise CheckpointError(summarise(failed, size))
             with _of_rank_0(size):
-                final = self._publish(
-                    Manifest(self.step, size, tuple(entry for report in reports for entry in report.files))
-                )
+                files = tuple(entry for report in reports for entry in report.files)
+                version = SHARED_VERSION if self._shared else VERSION
+                final = self._publish(Manifest(self.step, size, files, version, self._frame))
         except CheckpointError as error:
             return None, f"{error}{attempt_removal(self._temporary, self._disk)}"
         try:
@@ -222,16 +246,6 @@ def attempt_removal(path: Path, disk: Disk) -> str:
     except OSError as error:
         return f". What was written could not be removed: remove {path} ({reason(error)})"
     return ""
-
-
-@contextmanager
-def named(what: str) -> Iterator[None]:
-    """Turn an error of the system into a CheckpointError that starts with `what`."""
-    try:
-        yield
-    except OSError as error:
-        place = f" ({os.fspath(error.filename)})" if isinstance(error.filename, str) else ""
-        raise CheckpointError(f"{what}: {reason(error)}{place}") from error
 
 
 @contextmanager

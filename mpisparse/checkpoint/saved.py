@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.checkpoint.directory import list_checkpoints
-from mpisparse.checkpoint.hdf5 import read_tree
+from mpisparse.checkpoint.hdf5 import read_image, read_tree
 from mpisparse.checkpoint.manifest import (
     MANIFEST,
     STATE,
@@ -57,8 +57,26 @@ class Saved:
         return self._read(rank_file(rank))
 
     def _read(self, name: str) -> Tree:
-        verify_file(self.path, self.manifest, name)
-        return read_tree(self.path / name)
+        return read_verified(self.path, self.manifest, name)
+
+
+def read_verified(path: Path, manifest: Manifest, name: str) -> Tree:
+    """Return the tree in the file `name` of the checkpoint in directory `path`, whose digest holds.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    verify_file(path, manifest, name)
+    place = manifest.place(name)
+    if place.file == name:
+        return read_tree(path / name)
+    try:
+        with (path / place.file).open("rb") as file:
+            file.seek(place.start)
+            image = file.read(place.stop - place.start)
+    except OSError as error:
+        raise CheckpointError(f"{place.file} cannot be read: {error.strerror}") from error
+    return read_image(name, image)
 
 
 def open_checkpoint(which: str | Path) -> Saved:

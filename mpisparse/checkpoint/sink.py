@@ -41,6 +41,11 @@ class Sink:
         self.check()
         self._disk.sync(self._descriptor)
 
+    def reserve(self, length: int) -> None:
+        """Have room on the disk for `length` bytes; raise the first error of a write, if there was one."""
+        self.check()
+        self._disk.reserve(self._descriptor, length)
+
     # What h5py calls --------------------------------------------------------------------------------------------------
 
     def write(self, buffer: bytes | memoryview) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mpisparse.checkpoint.directory import begin, publish, remove, settle, step_name, write_durably
-from mpisparse.checkpoint.disk import Disk
-from mpisparse.checkpoint.hdf5 import reason, write_tree
+from mpisparse.checkpoint.disk import Disk, reason
+from mpisparse.checkpoint.hdf5 import write_tree
 from mpisparse.checkpoint.manifest import MANIFEST, STATE, FileEntry, Manifest, rank_file, verify_file, verify_listing
 from mpisparse.checkpoint.saved import Saved
 from mpisparse.checkpoint.tree import Tree

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from mpisparse.comm.recorder import Call, Recorder
 from mpisparse.comm.window import Window, WindowKind
 from mpisparse.errors import CommError, ConfigError, alike
+
+if TYPE_CHECKING:
+    import h5py
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
@@ -315,6 +319,17 @@ class Communicator(ABC):
         shared = kind != "accumulate" and nodes == 1
         with self.lane.call("open_window"):
             return self._shared_window(numel) if shared else self._accumulate_window(numel)
+
+    def open_hdf5(self, path: Path) -> h5py.File | None:
+        """Return an HDF5 file that is there, opened for writing by all ranks together, who close it together.
+
+        None where these ranks have no parallel HDF5: h5py has it only where it was built for the MPI library in use.
+        """
+        with self.lane.call("open_hdf5"):
+            return self._open_hdf5(path)
+
+    def _open_hdf5(self, path: Path) -> h5py.File | None:
+        return None
 
     # The guard --------------------------------------------------------------------------------------------------------
 

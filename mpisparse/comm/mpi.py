@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+from pathlib import Path
 from time import perf_counter, sleep
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from mpi4py import MPI
@@ -15,6 +16,9 @@ from mpisparse.comm.abort import wait_until_heard
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
 from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
 from mpisparse.comm.window import Window
+
+if TYPE_CHECKING:
+    import h5py
 
 _THREAD_LEVELS = {
     MPI.THREAD_SINGLE: "single",
@@ -129,6 +133,11 @@ class MPICommunicator(Communicator):
 
     def _accumulate_window(self, numel: int) -> Window:
         return AccumulateWindow(self._comm, numel)
+
+    def _open_hdf5(self, path: Path) -> h5py.File | None:
+        import h5py
+
+        return h5py.File(path, "r+", driver="mpio", comm=self._comm) if h5py.get_config().mpi else None
 
 
 def _library_name(version: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpisparse.checkpoint import Saved
-from mpisparse.checkpoint.hdf5 import reason
+from mpisparse.checkpoint.disk import reason
 from mpisparse.checkpoint.reshape import Blend
 from mpisparse.errors import CheckpointError
 

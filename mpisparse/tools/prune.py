@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mpisparse.checkpoint import find_checkpoints, find_flaws
 from mpisparse.checkpoint.directory import discard
-from mpisparse.checkpoint.disk import Disk
-from mpisparse.checkpoint.hdf5 import reason
+from mpisparse.checkpoint.disk import Disk, reason
 from mpisparse.errors import CheckpointError
 from mpisparse.tools.listing import latest_of
 

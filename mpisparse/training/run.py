@@ -66,7 +66,9 @@ def run_training(
         trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
         directory = open_directory(comm, config, run_dir)
         watchdog.directory = directory.absolute() / "crash"
-        checkpointer = Checkpointer(directory / "checkpoints", keep=config.checkpoint.keep, comm=comm)
+        checkpointer = Checkpointer(
+            directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
+        )
         # Dropout must differ between ranks, and nothing before this may.
         torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
         resumed = _resume(comm, trainer, checkpointer, resume, config, allow_changes)

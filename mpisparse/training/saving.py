@@ -30,6 +30,8 @@ class Saving:
         """Save what `state` returns, of a run that has `saved` steps behind it and on the disk."""
         self._checkpointer, self._options, self._log, self._state = checkpointer, options, log, state
         self._preemption, self._saved = preemption, saved
+        #: A shared file is written while training waits.
+        self._behind = options.asynchronous and not options.shared
         self._say: Callable[[str], None] = ignore
         self._told: Outcome | None = None
 
@@ -44,8 +46,8 @@ class Saving:
             CheckpointError: the state cannot be saved; or, where that is asked for, this save or the one before failed.
         """
         self._end(self._checkpointer.finish())
-        self._checkpointer.start(step, *self._state(), behind=self._options.asynchronous)
-        if not self._options.asynchronous:
+        self._checkpointer.start(step, *self._state(), behind=self._behind)
+        if not self._behind:
             self._end(self._checkpointer.finish())
 
     def stepped(self) -> None:
@@ -74,7 +76,7 @@ class Saving:
             return
         self._tell(outcome)
         # All that a save takes counts for a job that is to save in the time it has left.
-        writing = outcome.writing if self._options.asynchronous else 0.0
+        writing = outcome.writing if self._behind else 0.0
         self._preemption.saved(outcome.pause + writing + outcome.waited)
         if outcome.path is not None:
             self._saved = outcome.step

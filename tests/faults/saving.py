@@ -18,6 +18,7 @@ from pathlib import Path
 from mpisparse.faults import DiskFault
 from tests.unit.disks import (
     CASES,
+    WAYS,
     assert_recovers,
     assert_whole,
     faulty,
@@ -31,32 +32,32 @@ SIZE = 2
 
 
 def main(stride: int) -> None:
-    """Try every case, written at once and behind."""
+    """Try every case, written in every way."""
     for case in CASES:
-        for behind in (False, True):
+        for way in WAYS:
             with quick_directory() as folder:
-                tried = try_places(folder, case, behind, stride)
-            print(f"{case} {'behind' if behind else 'at once'}: {tried} places", flush=True)
+                tried = try_places(folder, case, way, stride)
+            print(f"{case} {way}: {tried} places", flush=True)
 
 
-def try_places(folder: Path, case: str, behind: bool, stride: int) -> int:
+def try_places(folder: Path, case: str, way: str, stride: int) -> int:
     """Return how many places were tried, of which every one left a good checkpoint."""
     inside = Path("run", "checkpoints")
     template, directory = folder / "template" / inside, folder / "now" / inside
     prepare(SIZE, template, case)
-    everywhere = places(SIZE, folder / "count" / inside, case, behind)
+    everywhere = places(SIZE, folder / "count" / inside, case, way)
     # The last operation of rank 0 is the last of the whole save.
     tried = sorted({*everywhere[::stride], max(place for place in everywhere if place[0] == 0)})
     ends: set[int | None] = set()
     for rank, operation in tried:
         if template.exists():
             shutil.copytree(template, directory)
-        kill_in_a_save(directory, case, DiskFault(rank, operation, "kill"), behind)
+        kill_in_a_save(directory, case, DiskFault(rank, operation, "kill"), way)
         try:
             ends.add(assert_whole(SIZE, directory, case))
             assert_recovers(SIZE, directory, case)
         except BaseException as failure:
-            failure.add_note(f"{case}, rank {rank}, operation {operation}, {'behind' if behind else 'at once'}")
+            failure.add_note(f"{case}, rank {rank}, operation {operation}, {way}")
             raise
         shutil.rmtree(folder / "now", ignore_errors=True)
     # Both ends were seen: the checkpoint of before, and the new one.
@@ -64,13 +65,13 @@ def try_places(folder: Path, case: str, behind: bool, stride: int) -> int:
     return len(tried)
 
 
-def kill_in_a_save(directory: Path, case: str, fault: DiskFault, behind: bool) -> None:
+def kill_in_a_save(directory: Path, case: str, fault: DiskFault, way: str) -> None:
     """Have a copy of this process make the save of a case, and die in it."""
     _, step, keep = CASES[case]
     child = os.fork()
     if child == 0:
         try:
-            save_all(SIZE, directory, step, take=1, keep=keep, disks=faulty(SIZE, fault.rank, fault), behind=behind)
+            save_all(SIZE, directory, step, take=1, keep=keep, disks=faulty(SIZE, fault.rank, fault), way=way)
         finally:
             os._exit(1)  # It was to be dead by now.
     _, status = os.waitpid(child, 0)

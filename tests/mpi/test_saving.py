@@ -36,6 +36,24 @@ every = "5 steps"
 keep = 2
 """
 
+#: Where a rank is killed in a save.
+PLACES = [
+    "rank=0,operation=1",  # making the directory
+    "rank=0,operation=12",  # in state.h5
+    "rank=1,operation=9",  # in the file of another rank
+    "rank=1,operation=20",
+    "rank=0,operation=60",  # the manifest, the name, what comes after it
+    "rank=0,operation=64",
+    "rank=0,operation=68",
+    "rank=0,operation=72",
+]
+PLACES_OF_A_SHARED_FILE = [
+    "rank=0,operation=12",
+    "rank=1,operation=1",  # writing its part
+    "rank=1,operation=2",  # having it on the disk
+    "rank=0,operation=50",
+]
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
@@ -64,23 +82,29 @@ def assert_same_state(left: Path, right: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
-def test_runs_that_save_behind_or_wait_or_fail_to_save_are_the_same_bit_for_bit(size: int, config: Path) -> None:
+def test_runs_that_save_behind_or_wait_or_share_a_file_or_fail_are_the_same_bit_for_bit(
+    size: int, config: Path
+) -> None:
     """In the last of them the second and the third save fail on the last rank."""
     last = size - 1
     faults = ";".join(f"disk:rank={last},operation=9,error=ENOSPC,save={save},times=4" for save in (2, 3))
-    runs = {"behind": ("true", ""), "waits": ("false", ""), "fails": ("true", faults)}
-    outcomes = {
-        name: train(config, name, f"checkpoint.asynchronous={asynchronous}", size=size, faults=fault)
-        for name, (asynchronous, fault) in runs.items()
+    runs = {
+        "behind": ("checkpoint.asynchronous=true", ""),
+        "waits": ("checkpoint.asynchronous=false", ""),
+        "shares": ("checkpoint.shared=true", ""),
+        "fails": ("checkpoint.asynchronous=true", faults),
     }
+    outcomes = {name: train(config, name, setting, size=size, faults=fault) for name, (setting, fault) in runs.items()}
     assert all(outcome.code == 0 for outcome in outcomes.values()), [outcome.text for outcome in outcomes.values()]
-    behind, waits, fails = (config.parent / name for name in runs)
+    behind, waits, shares, fails = (config.parent / name for name in runs)
     assert_same_state(behind, waits, size)
+    assert_same_state(behind, shares, size)
     assert_same_end(behind, fails, size)
     for path in list_checkpoints(behind / "checkpoints"):
         for file in (f"rank-{rank:05d}.h5" for rank in range(size)):
             assert (path / file).read_bytes() == (waits / "checkpoints" / path.name / file).read_bytes()
-    for directory, failed in ((behind, ()), (waits, ()), (fails, (10, 15))):
+        assert (shares / "checkpoints" / path.name / "ranks.h5").exists()
+    for directory, failed in ((behind, ()), (waits, ()), (shares, ()), (fails, (10, 15))):
         told = saves(directory)
         assert [(line["step"], line["ok"]) for line in told] == [(s, s not in failed) for s in range(5, 41, 5)]
         for line in told:
@@ -114,28 +138,21 @@ def test_a_run_may_be_told_to_end_when_a_save_fails(asynchronous: str, config: P
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("every", ["5 steps", "1 steps"])
 @pytest.mark.parametrize(
-    "place",
+    ("place", "setting"),
     [
-        "rank=0,operation=1",  # making the directory
-        "rank=0,operation=12",  # in state.h5
-        "rank=1,operation=9",  # in the file of another rank
-        "rank=1,operation=20",
-        "rank=0,operation=60",  # the manifest, the name, what comes after it
-        "rank=0,operation=64",
-        "rank=0,operation=68",
-        "rank=0,operation=72",
+        *((place, every) for place in PLACES for every in ("checkpoint.every=5 steps", "checkpoint.every=1 steps")),
+        *((place, "checkpoint.shared=true") for place in PLACES_OF_A_SHARED_FILE),
     ],
 )
-def test_a_run_that_is_killed_while_it_saves_goes_on_to_the_same_end(place: str, every: str, config: Path) -> None:
-    killed = train(config, "killed", f"checkpoint.every={every}", faults=f"disk:{place},error=kill,save=4")
+def test_a_run_that_is_killed_while_it_saves_goes_on_to_the_same_end(place: str, setting: str, config: Path) -> None:
+    killed = train(config, "killed", setting, faults=f"disk:{place},error=kill,save=4")
     assert killed.code != 0, killed.text
     there = list_checkpoints(config.parent / "killed" / "checkpoints")
     assert all(verify(path).ranks == 2 for path in there)
-    again = train(config, "killed", f"checkpoint.every={every}")
+    again = train(config, "killed", setting)
     assert again.code == 0, again.text
     assert "resumed from" in again.stderr
-    whole = train(config, "whole", f"checkpoint.every={every}")
+    whole = train(config, "whole", setting)
     assert whole.code == 0, whole.text
     assert_same_end(config.parent / "killed", config.parent / "whole", 2)

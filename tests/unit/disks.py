@@ -22,6 +22,8 @@ from tests.unit.test_checkpoint_tree import same
 
 #: What a save can meet: the steps there are before it, the step that it saves, and how many stay.
 CASES = {"first": ([], 3, 3), "next": ([2], 3, 3), "again": ([2, 3], 3, 3), "prunes": ([1, 2], 3, 1)}
+#: How it is made: while all wait, with a file a rank or one for all, or behind what they do.
+WAYS = ["at once", "behind", "shared"]
 
 
 class RecordingDisk(Disk):
@@ -34,6 +36,11 @@ class RecordingDisk(Disk):
 
     def create(self, path: Path) -> int:
         file = super().create(path)
+        self._paths[file] = path
+        return file
+
+    def open(self, path: Path) -> int:
+        file = super().open(path)
         self._paths[file] = path
         return file
 
@@ -51,10 +58,11 @@ def own(step: int, rank: int) -> dict[str, Any]:
 
 
 def save(
-    comm: Communicator, directory: Path, step: int, *, take: int, keep: int, disk: Disk | None = None, behind: bool
+    comm: Communicator, directory: Path, step: int, *, take: int, keep: int, disk: Disk | None = None, way: str
 ) -> Outcome:
     """Return what came of a save. One that goes on behind is polled until rank 0 knows, and by a rank that does not."""
-    with Checkpointer(directory, keep, comm, disk) as checkpointer:
+    behind = way == "behind"
+    with Checkpointer(directory, keep, comm, disk, shared=way == "shared") as checkpointer:
         assert checkpointer.start(step, replicated(step, take), own(step, comm.rank), behind=behind) is None
         if behind and comm.rank == 0:
             while checkpointer.poll() is None:
@@ -73,13 +81,13 @@ def save_all(
     take: int = 0,
     keep: int = 3,
     disks: Sequence[Disk] = (),
-    behind: bool = False,
+    way: str = "at once",
 ) -> Outcome:
     """Return what came of a save by `size` ranks, after asserting that all were told the same."""
     outcomes = run_ranks(
         size,
         lambda comm: save(
-            comm, directory, step, take=take, keep=keep, disk=disks[comm.rank] if disks else None, behind=behind
+            comm, directory, step, take=take, keep=keep, disk=disks[comm.rank] if disks else None, way=way
         ),
     )
     assert len({(outcome.step, outcome.path, outcome.failure, outcome.bytes) for outcome in outcomes}) == 1
@@ -98,18 +106,18 @@ def prepare(size: int, directory: Path, case: str) -> None:
         save_all(size, directory, earlier)
 
 
-def count_operations(size: int, directory: Path, case: str, behind: bool) -> list[int]:
+def count_operations(size: int, directory: Path, case: str, way: str) -> list[int]:
     """Return how many operations each rank makes in the save of a case."""
     _, step, keep = CASES[case]
     prepare(size, directory, case)
     disks = [FaultyDisk() for _ in range(size)]
-    save_all(size, directory, step, take=1, keep=keep, disks=disks, behind=behind)
+    save_all(size, directory, step, take=1, keep=keep, disks=disks, way=way)
     return [disk.operations for disk in disks]
 
 
-def places(size: int, directory: Path, case: str, behind: bool) -> list[tuple[int, int]]:
+def places(size: int, directory: Path, case: str, way: str) -> list[tuple[int, int]]:
     """Return every place in the save of a case where something can happen: a rank, and the number of its operation."""
-    counts = count_operations(size, directory, case, behind)
+    counts = count_operations(size, directory, case, way)
     return [(rank, operation) for rank, count in enumerate(counts) for operation in range(1, count + 1)]
 
 

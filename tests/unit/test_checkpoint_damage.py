@@ -48,11 +48,11 @@ def own(rank: int) -> dict[str, Any]:
     return {"residual": torch.full((64,), rank + 0.5), "random": torch.arange(200, dtype=torch.uint8), "rank": rank}
 
 
-def write(directory: Path) -> Path:
+def write(directory: Path, *, shared: bool = False) -> Path:
     """Return a small checkpoint of two ranks in a directory that holds nothing else."""
 
     def save(comm: Communicator) -> None:
-        Checkpointer(directory, comm=comm).save(7, replicated(), own(comm.rank))
+        Checkpointer(directory, comm=comm, shared=shared).save(7, replicated(), own(comm.rank))
 
     run_ranks(2, save)
     return directory / "step-00000007"
@@ -152,18 +152,21 @@ def run_trials(path: Path, count: int, seed: int) -> dict[str, int]:
     return outcome
 
 
-def test_damage_at_random_places_is_always_found(tmp_path: Path) -> None:
-    assert run_trials(write(tmp_path), FEW, seed=1) == {"detected": FEW, "read as good": 0}
+@pytest.mark.parametrize("shared", [False, True])
+def test_damage_at_random_places_is_always_found(shared: bool, tmp_path: Path) -> None:
+    assert run_trials(write(tmp_path, shared=shared), FEW, seed=1) == {"detected": FEW, "read as good": 0}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_damage_at_a_thousand_random_places_is_always_found(tmp_path: Path) -> None:
-    assert run_trials(write(tmp_path), MANY, seed=2) == {"detected": MANY, "read as good": 0}
+@pytest.mark.parametrize("shared", [False, True])
+def test_damage_at_a_thousand_random_places_is_always_found(shared: bool, tmp_path: Path) -> None:
+    assert run_trials(write(tmp_path, shared=shared), MANY, seed=2) == {"detected": MANY, "read as good": 0}
 
 
-def test_every_file_missing_or_emptied_is_found(tmp_path: Path) -> None:
-    path = write(tmp_path)
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_file_missing_or_emptied_is_found(shared: bool, tmp_path: Path) -> None:
+    path = write(tmp_path, shared=shared)
     for name in sorted(os.listdir(path)):
         content = (path / name).read_bytes()
         (path / name).write_bytes(b"")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from mpisparse.checkpoint import Checkpointer, FileEntry, read_manifest, read_tree, verify, write_tree
+from mpisparse.checkpoint.hdf5 import read_image
 from mpisparse.checkpoint.manifest import VERSION
 from mpisparse.checkpoint.saved import Saved
 from mpisparse.checkpoint.writer import write_alike
@@ -25,7 +26,7 @@ from mpisparse.errors import CheckpointError
 from tests.unit.test_checkpoint_tree import same
 
 TESTS = Path(__file__).resolve().parent.parent
-GOLDEN = {version: TESTS / "golden" / f"checkpoint-v{version}" for version in (1, 2)}
+GOLDEN = {version: TESTS / "golden" / f"checkpoint-v{version}" for version in (1, 2, 3)}
 STEPS = {version: golden / "step-00000042" for version, golden in GOLDEN.items()}
 STEP = STEPS[2]
 PAGE = TESTS.parent / "docs" / "checkpoint-format.md"
@@ -65,11 +66,11 @@ def per_rank(rank: int) -> dict[str, Any]:
     return {"residual": torch.full((3,), rank + 0.5), "seed": rank, "empty": torch.empty(0)}
 
 
-def write(directory: Path) -> None:
+def write(directory: Path, *, shared: bool = False) -> None:
     """Write the golden checkpoint. Those kept were made by this, with h5py 3.16 and HDF5 2.0."""
 
     def save(comm: Communicator) -> None:
-        Checkpointer(directory, comm=comm).save(42, replicated(), per_rank(comm.rank))
+        Checkpointer(directory, comm=comm, shared=shared).save(42, replicated(), per_rank(comm.rank))
 
     run_ranks(2, save)
 
@@ -108,7 +109,7 @@ def test_a_version_1_on_other_ranks_is_written_as_the_version_of_today(tmp_path:
     assert same(read_tree(written / "state.h5"), replicated())
 
 
-@pytest.mark.parametrize("version", GOLDEN)
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("name", ["state.h5", "rank-00000.h5", "rank-00001.h5"])
 def test_what_is_written_today_is_what_was_written_then(name: str, version: int, tmp_path: Path) -> None:
     write(tmp_path)
@@ -121,8 +122,18 @@ def test_what_is_written_today_is_what_was_written_then(name: str, version: int,
             assert new[:].tobytes() == old[:].tobytes()
 
 
+def test_a_shared_file_holds_the_files_of_the_ranks() -> None:
+    manifest = read_manifest(STEPS[3])
+    for rank in range(2):
+        place = manifest.place(f"rank-{rank:05d}.h5")
+        assert place.file == "ranks.h5"
+        image = (STEPS[3] / place.file).read_bytes()[place.start : place.stop]
+        assert same(read_image(place.file, image), per_rank(rank))
+        assert image == (STEPS[2] / f"rank-{rank:05d}.h5").read_bytes()
+
+
 def test_the_reader_on_the_page_reads_it() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)
     tree, arrays = names["load"](STEP / "state.h5")
@@ -135,8 +146,21 @@ def test_the_reader_on_the_page_reads_it() -> None:
     assert (brain.astype("uint32") << 16).view("float32").tolist() == [1.5, -2.5]
 
 
+def test_the_reader_of_a_shared_file_on_the_page_reads_it() -> None:
+    reader, shared = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(reader + shared, names)
+    for rank in range(2):
+        image = names["image_of"](STEPS[3], f"rank-{rank:05d}.h5")
+        tree, arrays = names["load"](image)
+        number = dict(tree["dict"])["residual"]["tensor"]
+        assert arrays[number][2].tolist() == [rank + 0.5] * 3
+
+
 def test_the_manifest_on_the_page_has_the_members_of_a_real_one() -> None:
-    (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    example, shared = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    real = json.loads((STEPS[3] / "manifest.json").read_bytes())
+    assert json.loads(f"{{{shared}}}") == {"shared": real["shared"]}
     body = json.loads(example.replace(",\n    ...", ""))
     real = json.loads((STEP / "manifest.json").read_bytes())
     assert list(body) == list(real)

@@ -181,7 +181,12 @@ class _Run:
         return evaluations
 
     def _save(self, directory: Path) -> None:
-        checkpointer = Checkpointer(directory / "checkpoints", keep=self.config.checkpoint.keep, comm=self.comm)
+        checkpointer = Checkpointer(
+            directory / "checkpoints",
+            keep=self.config.checkpoint.keep,
+            comm=self.comm,
+            shared=self.config.checkpoint.shared,
+        )
         checkpointer.save(self.updates, {"model": self.model.state_dict(), "config": to_tree(self.config)})
 
     def _summarise(

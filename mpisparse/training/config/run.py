@@ -73,6 +73,8 @@ class Checkpoint(Section):
 
     asynchronous: copy the state, which takes as much memory again on the host, and write it while training goes on;
         else training waits until it is on the disk.
+    shared: one file for what all ranks alone hold, through parallel HDF5 where h5py has it, for file systems that
+        prefer few files; training waits until it is on the disk.
     on_failure: when a save fails, as on a full disk: "warn" and go on to the next one, or "raise". The last save of a
         run always raises.
     reshape: what to do with a checkpoint of another number of ranks: "redistribute" what they held back, so that its
@@ -82,6 +84,7 @@ class Checkpoint(Section):
     every: DurationField = Field(default="5 epochs")  # type: ignore[assignment]
     keep: PositiveInt = 3
     asynchronous: bool = True
+    shared: bool = False
     on_failure: Literal["warn", "raise"] = "warn"
     reshape: Literal["redistribute", "drop", "refuse"] = "redistribute"
 
