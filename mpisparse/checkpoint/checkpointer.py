@@ -63,8 +63,8 @@ class Checkpointer:
             keep: how many of the newest checkpoints stay, at least 1.
             comm: the ranks that save together; without it this process is alone.
             disk: what this rank's files are written with; one that works, unless the environment asks for faults.
-            shared: one file for what all ranks alone hold, instead of one each: through parallel HDF5, in one
-                collective call, where the installed h5py has it. Ranks come together for that, so training waits.
+            shared: one file for what all ranks alone hold, instead of one each: through parallel HDF5 where the
+                installed h5py has it. Ranks come together for that, so training waits.
 
         Raises:
             ConfigError: `keep` is not a positive integer.

@@ -1,8 +1,8 @@
 """The shared file: the files of all ranks, byte for byte, one after another in a single HDF5 dataset.
 
 Its layout is rank 0's work alone, and is done, with room on the disk for all of it, before the others write. From then
-on nothing but values is written: a rank whose disk fails cannot leave the others waiting for it inside HDF5, as it can
-where metadata is written together.
+on nothing but values is written, by each rank its own: a rank whose disk fails cannot leave the others waiting for it
+inside HDF5, as it can where they write metadata together, or values in a collective transfer.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def write_shared(
 ) -> tuple[FileEntry, Frame | None]:
     """Write the shared file, and return this rank's entry, and on rank 0 the file's frame, once both are on the disk.
 
-    Collective. Where h5py was built with MPI for it, all ranks write at once through parallel HDF5, in one collective
-    call; elsewhere each writes its own part of the file. The bytes are the same.
+    Collective. Where h5py was built with MPI for it, ranks open the file together and write through parallel HDF5;
+    elsewhere each writes its own part of the file by itself. The bytes are the same.
 
     Args:
         path: where the file is to be, seen by all ranks.
@@ -89,27 +89,14 @@ def _lay_out(path: Path, total: int, disk: Disk) -> int:
 
 
 def _write_together(file: h5py.File, path: Path, start: int, image: memoryview, disk: Disk) -> None:
-    """Write `image` to the values of an open file from `start` on, all ranks in one call, and close the file."""
-    failure: Exception | None = None
-    try:
-        disk.write_together(path)
-    except OSError as error:
-        # The others are about to write, and cannot without this rank, so it joins them with nothing.
-        failure, image = error, image[:0]
+    """Write `image` to the values of an open file from `start` on, and close the file with all ranks.
+
+    Not by a collective transfer: HDF5 sets the view of the file before and after one, for which all ranks have to come,
+    and a rank whose write failed does not (seen with HDF5 1.10.8). A part is one piece, so there is nothing to gather.
+    """
     with file:
-        dataset = file[DATASET].id
-        space, memory = dataset.get_space(), h5py.h5s.create_simple((max(1, len(image)),))
-        if len(image):
-            space.select_hyperslab((start,), (len(image),))
-        else:
-            space.select_none()
-            memory.select_none()
-        plan = h5py.h5p.create(h5py.h5p.DATASET_XFER)
-        plan.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
-        dataset.write(memory, space, np.frombuffer(image, np.uint8) if len(image) else np.zeros(1, np.uint8), dxpl=plan)
-        del dataset, space
-    if failure is not None:
-        raise failure
+        disk.write_together(path)
+        file[DATASET][start : start + len(image)] = np.frombuffer(image, np.uint8)
 
 
 def _write_durably(path: Path, start: int, image: memoryview | None, disk: Disk) -> None:
