@@ -28,20 +28,27 @@ __all__ = [
 def world() -> Communicator:
     """Return the communicator of all ranks that the launcher started, on a duplicate of MPI_COMM_WORLD. Collective.
 
+    A process in which that takes more than MPISPARSE_START_LIMIT seconds, 600 if not set, says so and kills itself.
+
     Raises:
+        ConfigError: that variable holds no number of seconds.
         LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
     """
     from mpisparse.comm.launcher import check_promise, prepare_environment
+    from mpisparse.comm.limit import ended_after, start_limit, words_of
     from mpisparse.errors import LaunchError
 
     prepare_environment()
+    limit = start_limit()
     try:
-        from mpisparse.comm.mpi import MPICommunicator
+        with ended_after(limit, words_of(limit)):
+            from mpisparse.comm.mpi import MPICommunicator
+
+            comm = MPICommunicator()
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
             f"no MPI library could be loaded ({error}): install one beside mpi4py with `pip install mpich`, "
             "or load your site's MPI module"
         ) from error
-    comm = MPICommunicator()
     check_promise(comm.size, comm.describe().library)
     return comm

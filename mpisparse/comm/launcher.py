@@ -33,10 +33,15 @@ def promised_size(environ: Mapping[str, str] = os.environ) -> tuple[int, str] | 
     return None
 
 
+def promised_rank(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return which rank the launcher says that this process is, or None without a launcher."""
+    ranks = (environ.get(variable) for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
+    return next((rank for rank in ranks if rank is not None), None)
+
+
 def speaks(environ: Mapping[str, str] = os.environ) -> bool:
     """Return True for the process that speaks for all before MPI is up: the launcher's rank 0, or one without any."""
-    ranks = (environ.get(variable) for variable in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"))
-    return next((rank == "0" for rank in ranks if rank is not None), True)
+    return promised_rank(environ) in ("0", None)
 
 
 def check_promise(size: int, library: str, environ: Mapping[str, str] = os.environ) -> None:

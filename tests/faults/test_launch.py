@@ -34,6 +34,14 @@ def test_an_exception_on_one_rank_ends_the_job_with_its_traceback() -> None:
     assert seconds_since(stamp) < 10
 
 
+def test_a_start_that_waits_for_a_rank_for_ever_ends_with_words() -> None:
+    late = "import time\nfrom mpisparse.comm.launcher import promised_rank\nif promised_rank() == '1': time.sleep(90)\n"
+    outcome = mpirun(2, "-c", late + START, timeout=60, env={"MPISPARSE_START_LIMIT": "2"})
+    assert outcome.code != 0, outcome.text
+    assert outcome.stderr.count("mpisparse: HangError: MPI did not start within 2 s on rank 0") == 1, outcome.text
+    assert outcome.seconds < 40
+
+
 def test_an_exception_in_a_thread_ends_the_job() -> None:
     code = START + (
         "import threading\n"
