@@ -23,9 +23,10 @@ export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 train: setup
 	$(BIN)/mpirun -n $(RANKS) $(BIN)/mpisparse train jobs/digits.toml
 
-# Tests on real ranks take the whole machine, one after another; the others are a process each, on two cores.
+# A job on real ranks waits more than it computes, so that two at once take less time than one after the other.
 test: lint
-	$(BIN)/python -m pytest -m "not long" tests/faults tests/mpi
+	$(BIN)/python -m pytest -m "not long" tests/slurm
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile tests/faults tests/mpi
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile tests/unit
 
 test-all: test

@@ -15,9 +15,6 @@ from tests import launch
 from tests.paths import CHECKOUT
 from tests.slurm.cluster import Cluster, running_cluster
 
-#: A cluster of one's own takes minutes, and a job that comes back as many again.
-pytestmark = pytest.mark.long
-
 #: 60 steps, of which every 20th is saved.
 CONFIGURATION = """
 name = "small"
@@ -159,6 +156,7 @@ def test_a_study_is_an_array_whose_tasks_come_back_by_themselves(cluster: Cluste
     assert [run["state"] for run in json.loads(shown.stdout)] == ["finished", "finished"]
 
 
+@pytest.mark.long
 def test_a_cancelled_job_stays_away(cluster: Cluster, place: Path) -> None:
     """Whether its ranks still save is a race: srun is told to end at the same time, and kills them."""
     job = train(cluster, place, env=LATE)
@@ -169,6 +167,7 @@ def test_a_cancelled_job_stays_away(cluster: Cluster, place: Path) -> None:
     assert cluster.show(job)["JobState"] == "CANCELLED"
 
 
+@pytest.mark.long
 def test_a_job_can_be_told_to_save_and_stay_away(cluster: Cluster, place: Path) -> None:
     job = train(cluster, place, env=LATE)
     wait_until_saved(place / "run", 40)
@@ -184,6 +183,7 @@ def test_a_job_can_be_told_to_save_and_stay_away(cluster: Cluster, place: Path) 
     assert int(starts_of(place / "run")[1][2]) in (41, 42)
 
 
+@pytest.mark.long
 def test_a_job_that_gets_no_further_stops(cluster: Cluster, place: Path) -> None:
     """Rank 1 is killed before step 31, each time: 20 steps are saved by the first start, and no more by the second."""
     job = train(cluster, place, env={"MPISPARSE_FAULTS": "kill:rank=1,step=30"})
@@ -194,6 +194,7 @@ def test_a_job_that_gets_no_further_stops(cluster: Cluster, place: Path) -> None
     assert "20 steps are saved, as many as at this start: stopping" in log
 
 
+@pytest.mark.long
 def test_a_job_that_comes_back_too_often_stops(cluster: Cluster, place: Path) -> None:
     """Each start has time for few steps."""
     words = ["--set", "training.time_limit=1"]
@@ -204,6 +205,7 @@ def test_a_job_that_comes_back_too_often_stops(cluster: Cluster, place: Path) ->
     assert "started again 1 times (MPISPARSE_RESTARTS): stopping" in log
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_job_whose_time_is_over_comes_back_until_it_is_done(cluster: Cluster, place: Path) -> None:
     """Slow steps, 70 seconds of them, and a signal after 60 seconds, which may come half a minute early."""
