@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 
 #: Bytes gathered in all from which on MPI libraries take a ring, and entries that a whole vector is cut into.
 _LONG, _SEGMENT = 2**19, 2**22
+_FLOAT32 = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Coefficients(NamedTuple):
 
     alpha: a round. beta: a byte. crowd: a byte, for each thread more that shares the core which copies it.
     turn: an exchange, for each thread more that shares a core, until a rank has its turn on it.
-    add: an entry of a whole vector that is summed. check: one that is looked over.
+    add: an entry of a whole vector that is summed. convert: one to and from fewer bits. check: one that is looked over.
     select: an entry of the gradient that a rule looks at, in the mean over methods; `Cost.select` has each.
     encode, message: an entry sent; a message. decode, open: an entry received; a message.
     step, sample: computing, once a step and for each sample.
@@ -82,6 +83,7 @@ class Coefficients(NamedTuple):
     crowd: float
     turn: float
     add: float
+    convert: float
     select: float
     message: float
     encode: float
@@ -100,7 +102,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "agree": ("agree", "idle"),
     "sparsify": ("select",),
     "encode": ("message", "encode"),
-    "exchange": ("alpha", "beta", "crowd", "turn", "add"),
+    "exchange": ("alpha", "beta", "crowd", "turn", "add", "convert"),
     "decode": ("open", "decode", "check"),
 }
 
@@ -146,7 +148,8 @@ def fit_cost(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> Cos
         features = [_features(phase, points[i], phases[i]["compute"]) for i in here]
         seconds = np.array([phases[i][phase] for i in here])
         table = np.array(features).reshape(-1, len(names))
-        found.update(zip(names, map(float, fit(table, seconds)), strict=True))
+        steps = np.array([sum(phases[i].values()) for i in here])
+        found.update(zip(names, map(float, fit(table, seconds, steps)), strict=True))
     return Cost(Coefficients(**found), _select(points, phases))
 
 
@@ -156,7 +159,8 @@ def _select(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> dict
     for method in dict.fromkeys(point.method for point in points if point.sparse):
         own = [i for i, point in enumerate(points) if point.method == method and point.sparse]
         table = np.array([_features("sparsify", points[i], 0.0) for i in own])
-        found[method] = float(fit(table, np.array([phases[i]["sparsify"] for i in own]))[0])
+        steps = np.array([sum(phases[i].values()) for i in own])
+        found[method] = float(fit(table, np.array([phases[i]["sparsify"] for i in own]), steps)[0])
     return found
 
 
@@ -191,8 +195,9 @@ def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
     if phase == "encode":
         return sparse * own, point.count * sparse * own
     if phase == "exchange":
-        summed = point.numel if ranks > 1 and not point.sparse else 0.0
-        return point.rounds, point.received, point.received * (own - 1), own - 1, summed * own
+        summed = point.numel * own if ranks > 1 and not point.sparse else 0.0
+        converted = summed if point.width < _FLOAT32 else 0.0
+        return point.rounds, point.received, point.received * (own - 1), own - 1, summed, converted
     return ranks * sparse * own, ranks * point.count * sparse * own, point.numel * (1 - sparse) * own
 
 

@@ -39,7 +39,7 @@ def amdahl(ranks: Array, seconds: Array, drawn: Array) -> Law:
 
 
 def _amdahl(ranks: Array, seconds: Array) -> tuple[float, float]:
-    constant, divided = fit(np.stack([np.ones(len(ranks)), 1 / ranks], axis=1), seconds)
+    constant, divided = fit(np.stack([np.ones(len(ranks)), 1 / ranks], axis=1), seconds, seconds)
     return float(constant), float(divided)
 
 

@@ -24,6 +24,7 @@ WORDS = {
     "crowd": "γ, a byte received, for each thread more on a core",
     "turn": "an exchange, for each thread more on a core",
     "add": "γ, summing an entry that is sent whole",
+    "convert": "γ, an entry to and from 16 bits",
     "select": "γ, looking at an entry of the gradient",
     "message": "writing a message",
     "encode": "γ, writing an entry sent",

@@ -67,7 +67,7 @@ _METHOD = f"""\
 - *Load balance*, *communication efficiency* (POP): mean over maximum of the ranks' useful time (all phases but "agree"
   and "exchange"), and that maximum over the whole time. Their product is the parallel efficiency.
 - *Moved in all*: what came into all ranks over the whole run.
-- *Model*: α, β and γ are fitted to medians of phases by non-negative least squares, relative to the times and with
+- *Model*: α, β and γ are fitted to medians of phases by non-negative least squares, relative to whole steps and with
   Huber's weights. Long gathers count P - 1 rounds, short ones log2 P. Predictions assume that nothing else changes:
   the same network for all pairs of ranks, and the same processors.
 - *Bands of loss and accuracy*: a standard deviation over seeds."""
