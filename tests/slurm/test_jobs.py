@@ -42,8 +42,8 @@ minutes = 5
 array = true
 """
 
-#: Rank 0 stays away before step 41, in which time the save of step 40 is written, and for longer before step 47, in which
-#: time a test that saw that save can do something to the job.
+#: Rank 0 stays away before step 41, in which time the save of step 40 is written, and for longer before step 47, in
+#: which time a test that saw that save can do something to the job.
 LATE = {"MPISPARSE_FAULTS": "late:rank=0,step=40,seconds=2;late:rank=0,step=46,seconds=6"}
 
 SITE = "MPISPARSE_SRUN_MPI=pmi2\nMPISPARSE_RANKS_PER_NODE=1\n"
