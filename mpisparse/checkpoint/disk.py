@@ -58,7 +58,7 @@ class Disk:
                 raise
 
     def write_together(self, path: Path) -> None:
-        """Do what is to come before all ranks write to one file in one call, which HDF5 makes itself."""
+        """Do what is to come before a write to a file that ranks have opened together, which HDF5 makes itself."""
         self._before("write_together", path)
 
     def write(self, file: int, content: memoryview, start: int) -> int:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from mpisparse.checkpoint.digest import DIGESTS
-from mpisparse.checkpoint.disk import Disk, named
+from mpisparse.checkpoint.disk import Disk, named, reason
 from mpisparse.checkpoint.manifest import SHARED_VERSION, FileEntry, Frame
 from mpisparse.checkpoint.sink import Sink
 from mpisparse.comm import Communicator, agreed
@@ -94,9 +94,12 @@ def _write_together(file: h5py.File, path: Path, start: int, image: memoryview, 
     Not by a collective transfer: HDF5 sets the view of the file before and after one, for which all ranks have to come,
     and a rank whose write failed does not (seen with HDF5 1.10.8). A part is one piece, so there is nothing to gather.
     """
-    with file:
-        disk.write_together(path)
-        file[DATASET][start : start + len(image)] = np.frombuffer(image, np.uint8)
+    try:
+        with file:
+            disk.write_together(path)
+            file[DATASET][start : start + len(image)] = np.frombuffer(image, np.uint8)
+    except RuntimeError as error:  # So h5py says that a file could not be closed.
+        raise CheckpointError(f"{path.name} cannot be written to {path.parent}: {reason(error)}") from error
 
 
 def _write_durably(path: Path, start: int, image: memoryview | None, disk: Disk) -> None:

@@ -2,7 +2,7 @@
 
 A rank that starts MPI waits for all others, and for the launcher's process manager, without any limit, and nothing else
 of it is there yet that could tell of that. A process manager can lose a message: Slurm's pmi2 was seen to, upon which
-eight ranks waited until their job's time was over.
+eight ranks waited until somebody ended them.
 """
 
 from __future__ import annotations

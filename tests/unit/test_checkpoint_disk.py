@@ -73,7 +73,8 @@ def try_places(size: int, case: str, way: str, stride: int) -> int:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_an_error_in_one_of_many_places_fails_all_alike_and_harms_nothing(case: str, way: str) -> None:
-    assert try_places(2, case, way, 4) > 10
+    # A shared file is written in fewer operations.
+    assert try_places(2, case, way, 4) > (10 if way == "shared" else 15)
 
 
 @pytest.mark.long
@@ -83,7 +84,7 @@ def test_an_error_in_one_of_many_places_fails_all_alike_and_harms_nothing(case: 
 def test_an_error_in_any_place_fails_all_alike_and_harms_nothing(size: int, case: str, way: str) -> None:
     tried = try_places(size, case, way, 1)
     print(f"{tried} places of a save by {size} ranks, {case}")
-    assert tried > 30
+    assert tried > (30 if way == "shared" else 50)
 
 
 def test_save_raises_what_start_and_finish_tell(tmp_path: Path) -> None:
