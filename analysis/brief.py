@@ -67,15 +67,35 @@ class Brief:
 
         1 for logs that do not tell, as those of before environment.json had "machines".
         """
-        threads = float(self.environment.get("threads", 1))
         machines = self.environment.get("machines") or []
-        found = [threads * float(one["ranks"]) / float(one["cores"]) for one in machines if one.get("cores")]
-        return max([1.0, *found])
+        return max([1.0, *(_crowd(one, float(self.environment.get("threads", 1))) for one in machines)])
+
+    @property
+    def surroundings(self) -> dict[str, Any]:
+        """Return what environment.json has, and as "quotas" the different quotas of processor time, in cores."""
+        machines = self.environment.get("machines") or []
+        quotas = {float(each["cores"]) for machine in machines for each in machine.get("quotas") or []}
+        return {**self.environment, "quotas": sorted(quotas)}
 
     @property
     def whole(self) -> bool:
         """Return True if the steps send the gradient whole, without messages."""
         return self.means["messages"] == 0
+
+
+def _crowd(machine: dict[str, Any], threads: float) -> float:
+    """Return the threads for a core of one machine.
+
+    Ranks with a quota of processor time keep no more cores busy than that. A rank that has one of its own is on a core
+    of its own, if on a slow one; several that have one together share it.
+    """
+    quotas = machine.get("quotas") or []
+    busy = threads * (float(machine["ranks"]) - sum(float(each["ranks"]) for each in quotas))
+    shared = 1.0
+    for each in quotas:
+        busy += min(threads * float(each["ranks"]), float(each["cores"]))
+        shared = max(shared, threads * float(each["ranks"]) / max(1.0, float(each["cores"])))
+    return shared * max(1.0, busy / float(machine["cores"]))
 
 
 def read_brief(directory: Path) -> Brief:

@@ -19,7 +19,18 @@ _IGNORED = ("seed", "checkpoint.", "training.log_every", "training.evaluate")
 _BATCH = ("training.batch", "training.global_batch")
 
 #: What a run ran on: told where it differs, since times then differ for that, too.
-_SURROUNDINGS = ("hosts", "host", "processors", "platform", "library", "threads", "torch", "mpisparse", "python")
+_SURROUNDINGS = (
+    "hosts",
+    "host",
+    "processors",
+    "quotas",
+    "platform",
+    "library",
+    "threads",
+    "torch",
+    "mpisparse",
+    "python",
+)
 
 
 @dataclass(frozen=True)
@@ -167,11 +178,11 @@ def _order(config: dict[str, Any]) -> tuple[bool, bool, float]:
 
 def _surroundings(group: Sequence[Brief]) -> Iterator[str]:
     for key in _SURROUNDINGS:
-        values = _each_once(brief.environment.get(key) for brief in group if key in brief.environment)
+        values = _each_once(brief.surroundings[key] for brief in group if key in brief.surroundings)
         if key == "hosts" and _nested(values):
             continue
         if len(values) > 1:
-            ranks = {json.dumps(value): sorted({b.ranks for b in group if b.environment.get(key) == value})
+            ranks = {json.dumps(value): sorted({b.ranks for b in group if b.surroundings.get(key) == value})
                      for value in values}  # fmt: skip
             told = [f"{_value(value)} (on {', '.join(map(str, ranks[json.dumps(value)]))} ranks)" for value in values]
             yield f"{key} differ: {'; '.join(told)}"

@@ -72,7 +72,6 @@ class Coefficients(NamedTuple):
     alpha: a round. beta: a byte. crowd: a byte, for each thread more that shares the core which copies it.
     turn: an exchange, for each thread more that shares a core, until a rank has its turn on it.
     add: an entry of a whole vector that is summed. convert: one to and from fewer bits. check: one that is looked over.
-    select: an entry of the gradient that a rule looks at, in the mean over methods; `Cost.select` has each.
     encode, message: an entry sent; a message. decode, open: an entry received; a message.
     step, sample: computing, once a step and for each sample.
     agree: a round of the small Allgather. idle: waiting, a second computed.
@@ -84,7 +83,6 @@ class Coefficients(NamedTuple):
     turn: float
     add: float
     convert: float
-    select: float
     message: float
     encode: float
     open: float
@@ -96,7 +94,7 @@ class Coefficients(NamedTuple):
     idle: float
 
 
-#: Phases with what they depend on; "compute" stands for "data", "compute" and "apply" together.
+#: Phases with what they depend on; "compute" stands for "data", "compute" and "apply" together. "select" is of `Cost`.
 TERMS: dict[str, tuple[str, ...]] = {
     "compute": ("step", "sample"),
     "agree": ("agree", "idle"),
@@ -109,10 +107,15 @@ TERMS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """The fitted model. select: seconds that a method's rule takes for an entry that it looks at."""
+    """The fitted model. select: seconds that a method's rule takes for an entry of the gradient that it looks at, as
+    some look several times; 0 for methods that are not in it."""
 
     coefficients: Coefficients
     select: dict[str, float] = field(default_factory=dict)
+
+    def of(self, name: str, method: str = "") -> float:
+        """Return the coefficient of a term of TERMS for a method."""
+        return self.select.get(method, 0.0) if name == "select" else float(getattr(self.coefficients, name))
 
     def phases(self, point: Point) -> dict[str, float]:
         """Return the seconds of a step by the phases of TERMS."""
@@ -123,45 +126,42 @@ class Cost:
         """Return the seconds of a step."""
         return sum(self.phases(point).values())
 
-    def but(self, **changes: float) -> Cost:
+    def but(self, select: float = 1.0, **changes: float) -> Cost:
         """Return the model with some coefficients multiplied."""
         changed = {name: getattr(self.coefficients, name) * factor for name, factor in changes.items()}
-        select = {method: changes.get("select", 1.0) * seconds for method, seconds in self.select.items()}
-        return Cost(self.coefficients._replace(**changed), select)
+        selects = {method: select * seconds for method, seconds in self.select.items()}
+        return Cost(self.coefficients._replace(**changed), selects)
 
     def _sum(self, phase: str, point: Point, compute: float) -> float:
         features = _features(phase, point, compute)
-        own = self.coefficients
-        if phase == "sparsify" and point.method in self.select:
-            return self.select[point.method] * features[0]
-        return float(sum(getattr(own, name) * x for name, x in zip(TERMS[phase], features, strict=True)))
+        return sum(self.of(name, point.method) * x for name, x in zip(TERMS[phase], features, strict=True))
 
 
 def fit_cost(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> Cost:
     """Return the model of measured steps: their points, and their seconds by the phases of TERMS.
 
-    Each phase is fitted alone, on the steps in which it does something.
+    Each phase is fitted alone, on the steps in which it does something; the rules of methods each alone, too.
     """
     found: dict[str, float] = {}
     for phase, names in TERMS.items():
-        here = [i for i, point in enumerate(points) if _takes_part(phase, point)]
-        features = [_features(phase, points[i], phases[i]["compute"]) for i in here]
-        seconds = np.array([phases[i][phase] for i in here])
-        table = np.array(features).reshape(-1, len(names))
-        steps = np.array([sum(phases[i].values()) for i in here])
-        found.update(zip(names, map(float, fit(table, seconds, steps)), strict=True))
-    return Cost(Coefficients(**found), _select(points, phases))
-
-
-def _select(points: Sequence[Point], phases: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return what each sparse method takes for an entry that it looks at: some rules look several times."""
-    found = {}
+        if phase != "sparsify":
+            here = [i for i, point in enumerate(points) if _takes_part(phase, point)]
+            found.update(zip(names, _fit_phase(phase, points, phases, here), strict=True))
+    select = {}
     for method in dict.fromkeys(point.method for point in points if point.sparse):
         own = [i for i, point in enumerate(points) if point.method == method and point.sparse]
-        table = np.array([_features("sparsify", points[i], 0.0) for i in own])
-        steps = np.array([sum(phases[i].values()) for i in own])
-        found[method] = float(fit(table, np.array([phases[i]["sparsify"] for i in own]), steps)[0])
-    return found
+        (select[method],) = _fit_phase("sparsify", points, phases, own)
+    return Cost(Coefficients(**found), select)
+
+
+def _fit_phase(
+    phase: str, points: Sequence[Point], phases: Sequence[dict[str, float]], chosen: Sequence[int]
+) -> list[float]:
+    """Return the coefficients of a phase on chosen steps."""
+    features = [_features(phase, points[i], phases[i]["compute"]) for i in chosen]
+    seconds = np.array([phases[i][phase] for i in chosen])
+    steps = np.array([sum(phases[i].values()) for i in chosen])
+    return [float(found) for found in fit(np.array(features).reshape(-1, len(TERMS[phase])), seconds, steps)]
 
 
 def at(point: Point, ranks: int, *, strong: bool) -> Point:
@@ -175,7 +175,7 @@ def at(point: Point, ranks: int, *, strong: bool) -> Point:
 
 
 def _takes_part(phase: str, point: Point) -> bool:
-    if phase in ("sparsify", "encode"):
+    if phase == "encode":
         return point.sparse
     return phase not in ("agree", "exchange") or point.ranks > 1
 

@@ -183,10 +183,7 @@ def coefficients(modelled: Modelled) -> Iterator[tuple[str, str, Interval]]:
         for name in names:
             if name in ("crowd", "turn") and not modelled.shared:
                 continue
-            if name == "select":
-                for method, seconds in fitted.cost.select.items():
-                    found = np.array([cost.select[method] for cost in fitted.drawn])
-                    yield f"{WORDS[name]}, {method}", phase, interval(seconds, found)
-                continue
-            drawn = np.array([getattr(cost.coefficients, name) for cost in fitted.drawn])
-            yield WORDS[name], phase, interval(getattr(fitted.cost.coefficients, name), drawn)
+            for method in fitted.cost.select if name == "select" else [""]:
+                drawn = np.array([cost.of(name, method) for cost in fitted.drawn])
+                words = f"{WORDS[name]}, {method}" if method else WORDS[name]
+                yield words, phase, interval(fitted.cost.of(name, method), drawn)

@@ -68,11 +68,14 @@ def _launcher(comm: Communicator) -> Finding:
 
 
 def _threads(surroundings: Surroundings) -> Finding:
-    cores, local_size = os.cpu_count() or 1, -(-surroundings.ranks // surroundings.nodes)
-    fits = surroundings.threads == 1 or surroundings.threads * local_size <= cores
-    hint = "" if fits else f"more threads than the {cores} cores of this node: unset OMP_NUM_THREADS"
-    found = f"{surroundings.threads} a rank ({surroundings.threads_reason}), level {surroundings.thread_level}"
-    return Finding("threads", fits, found, hint)
+    threads, hint = surroundings.threads, ""
+    for machine in surroundings.machines:
+        groups = [(machine.ranks, float(machine.cores)), *((each.ranks, each.cores) for each in machine.quotas)]
+        for ranks, cores in groups:
+            if threads > 1 and threads * ranks > cores:
+                hint = f"more threads than the {cores:g} cores of {ranks} of the ranks: unset OMP_NUM_THREADS"
+    found = f"{threads} a rank ({surroundings.threads_reason}), level {surroundings.thread_level}"
+    return Finding("threads", not hint, found, hint)
 
 
 def _on_all(comm: Communicator, what: str, probe: Callable[[], str]) -> Finding:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import json
-import os
 import platform
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.comm import Communicator, world
+from mpisparse.runtime.machines import Machine, find_machines
+from mpisparse.runtime.quota import read_quota
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
 
@@ -21,8 +20,7 @@ from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
 class Surroundings:
     """What a run ran on. Goes into the banner and the run directory's environment.json.
 
-    machines: of each machine its ranks and the cores that they may run on. Hosts that are containers of one machine
-    have names of their own and share its cores.
+    machines: hosts that are containers of one machine have names of their own and share its cores.
     """
 
     mpisparse: str
@@ -35,7 +33,7 @@ class Surroundings:
     threads_reason: str
     hosts: tuple[str, ...] = ()
     processors: tuple[str, ...] = ()
-    machines: tuple[dict[str, int], ...] = ()
+    machines: tuple[Machine, ...] = ()
 
     def banner(self) -> str:
         """Return one line for people."""
@@ -88,7 +86,8 @@ def start(
         _end_together(comm, watchdog)
         Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
     place = comm.describe()
-    threads, reason = share_cores(comm, place.node)
+    quota = read_quota()
+    threads, reason = share_cores(comm, place.node, quota)
     surroundings = Surroundings(
         mpisparse=version("mpisparse"),
         ranks=comm.size,
@@ -100,7 +99,7 @@ def start(
         threads_reason=reason,
         hosts=_each_once(comm, place.node),
         processors=_each_once(comm, processor()),
-        machines=_machines(comm, place.node),
+        machines=find_machines(comm, place.node, quota),
     )
     if banner and comm.rank == 0:
         print(surroundings.banner(), file=sys.stderr, flush=True)
@@ -124,25 +123,6 @@ def processor() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, "") or platform.processor() or "unknown"
-
-
-def machine(node: str) -> str:
-    """Return a name for the machine below this host, which containers of one machine share; else the host's name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return node
-
-
-def _machines(comm: Communicator, node: str) -> tuple[dict[str, int], ...]:
-    """Return the ranks and cores of each machine, in the order of its first rank. Collective."""
-    cores = sorted(os.sched_getaffinity(0))
-    told = [json.loads(said) for said in comm.allgather_bytes(json.dumps([machine(node), cores]).encode())]
-    ranks = Counter(name for name, _ in told)
-    return tuple(
-        {"ranks": count, "cores": len({core for other, own in told if other == name for core in own})}
-        for name, count in ranks.items()
-    )
 
 
 def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:

@@ -58,8 +58,8 @@ def fitted(cells: list[Cell]) -> Fitted:
      ("sample", SAMPLE), ("step", 1e-3), ("agree", 20e-6)],
 )  # fmt: skip
 def test_what_made_the_runs_is_found_again(fitted: Fitted, name: str, true: float) -> None:
-    drawn = np.array([getattr(cost.coefficients, name) for cost in fitted.drawn])
-    found = interval(getattr(fitted.cost.coefficients, name), drawn)
+    drawn = np.array([cost.of(name, "TopK 10 %") for cost in fitted.drawn])
+    found = interval(fitted.cost.of(name, "TopK 10 %"), drawn)
     # What takes a small share of a step is known less well.
     assert found.value == pytest.approx(true, rel=0.2 if name == "add" else 0.15)
     assert found.low <= found.value <= found.high
@@ -162,7 +162,7 @@ def test_what_would_move_the_crossover(fitted: Fitted) -> None:
 def test_dense_always_or_never() -> None:
     free = Coefficients(*([0.0] * len(Coefficients._fields)))
     point, dense = SPARSE, replace(SPARSE, sparse=False, count=0.0, message=0.0, whole=4.0 * NUMEL)
-    assert crossover(Cost(free._replace(select=1.0)), point, dense) == 0.0
+    assert crossover(Cost(free, {"": 1.0}), point, dense) == 0.0
     assert crossover(Cost(free._replace(add=1.0)), point, dense) == 1.0
 
 
@@ -213,7 +213,7 @@ def test_a_phase_that_no_run_has_costs_nothing() -> None:
     dense = replace(SPARSE, sparse=False, count=0.0, message=0.0, whole=4.0 * NUMEL)
     phases = dict.fromkeys(("compute", "agree", "sparsify", "encode", "exchange", "decode"), 1e-3)
     cost = fit_cost([dense], [phases])
-    assert cost.coefficients.select == 0.0
+    assert cost.select == {}
     assert cost.coefficients.decode == 0.0
 
 

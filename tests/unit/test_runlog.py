@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.exchange import Traffic
 from mpisparse.phases import NAMES, Phases
-from mpisparse.runtime import start, startup
+from mpisparse.runtime import start
 from mpisparse.runtime.runlog import RunLog, StepRecord, replace_file
 from mpisparse.runtime.startup import processor
 from mpisparse.wire import HEADER_SIZE
@@ -129,19 +127,6 @@ def test_nodes_and_processors_are_named_once_each() -> None:
     assert found[0] == found[1] == found[2]
     assert len(found[0].hosts) == 1
     assert found[0].processors == (processor(),)
-
-
-def test_ranks_are_counted_by_the_machine_below_their_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    cores = len(os.sched_getaffinity(0))
-    found = run_ranks(3, lambda comm: start(comm, banner=False)[1])
-    assert found[0].machines == found[2].machines == ({"ranks": 3, "cores": cores},)
-    # Ranks 0 and 2 on one machine, rank 1 on another, as far as they can tell.
-    names = iter(["a", "b", "a"])
-    here = threading.local()
-    monkeypatch.setattr(startup, "machine", lambda node: here.__dict__.setdefault("name", next(names)))
-    found = run_ranks(3, lambda comm: start(comm, banner=False)[1])
-    assert sorted(each["ranks"] for each in found[1].machines) == [1, 2]
-    assert all(each["cores"] == cores for each in found[1].machines)
 
 
 def test_files_of_ranks_that_are_no_more_are_removed(tmp_path: Path) -> None:
