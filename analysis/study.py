@@ -201,4 +201,6 @@ def _each_once(values: Iterable[Any]) -> list[Any]:
 def _value(value: Any) -> str:
     if value is None:
         return "not set"
+    if value == []:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -29,7 +29,7 @@ class Machine:
     quotas: tuple[Limited, ...] = ()
 
 
-def machine(node: str) -> str:
+def machine_of(node: str) -> str:
     """Return a name for the machine below this host, which containers of one machine share; else the host's name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -37,14 +37,14 @@ def machine(node: str) -> str:
         return node
 
 
-def find_machines(comm: Communicator, node: str, quota: Quota | None) -> tuple[Machine, ...]:
+def find_machines(comm: Communicator, machine: str, quota: Quota | None) -> tuple[Machine, ...]:
     """Return each machine, in the order of its first rank. Collective.
 
     Args:
-        node: this rank's host. quota: this rank's own.
+        machine: this rank's, see `machine_of`. quota: this rank's own.
     """
     own = {
-        "machine": machine(node),
+        "machine": machine,
         "cores": sorted(os.sched_getaffinity(0)),
         "quota": (quota.group, quota.cores) if quota else None,
     }

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.comm import Communicator, world
-from mpisparse.runtime.machines import Machine, find_machines
+from mpisparse.runtime.machines import Machine, find_machines, machine_of
 from mpisparse.runtime.quota import read_quota
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
@@ -86,8 +86,8 @@ def start(
         _end_together(comm, watchdog)
         Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
     place = comm.describe()
-    quota = read_quota()
-    threads, reason = share_cores(comm, place.node, quota)
+    machine, quota = machine_of(place.node), read_quota()
+    threads, reason = share_cores(comm, machine, quota)
     surroundings = Surroundings(
         mpisparse=version("mpisparse"),
         ranks=comm.size,
@@ -99,7 +99,7 @@ def start(
         threads_reason=reason,
         hosts=_each_once(comm, place.node),
         processors=_each_once(comm, processor()),
-        machines=find_machines(comm, place.node, quota),
+        machines=find_machines(comm, machine, quota),
     )
     if banner and comm.rank == 0:
         print(surroundings.banner(), file=sys.stderr, flush=True)

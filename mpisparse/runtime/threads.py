@@ -13,18 +13,19 @@ from mpisparse.runtime.quota import Quota
 
 
 def share_cores(
-    comm: Communicator, node: str, quota: Quota | None = None, environ: Mapping[str, str] = os.environ
+    comm: Communicator, machine: str, quota: Quota | None = None, environ: Mapping[str, str] = os.environ
 ) -> tuple[int, str]:
     """Set torch's threads to this rank's share of the cores it may run on; return the number, and why. Collective.
 
-    Ranks of one node that may run on the same cores share them evenly; ranks that the launcher bound apart use all of
-    theirs. A quota that leaves fewer cores is shared among its ranks in their place. OMP_NUM_THREADS, when set, wins.
+    Ranks of one machine, in containers or not, that may run on the same cores share them evenly; ranks that the
+    launcher bound apart use all of theirs. A quota that leaves fewer cores is shared among its ranks in their place.
+    OMP_NUM_THREADS, when set, wins.
 
     Args:
-        node: this rank's host. quota: this rank's own. environ: where OMP_NUM_THREADS is looked up.
+        machine: the name of this rank's. quota: this rank's own. environ: where OMP_NUM_THREADS is looked up.
     """
     cores = sorted(os.sched_getaffinity(0))
-    own = [node, cores, quota.group if quota else ""]
+    own = [machine, cores, quota.group if quota else ""]
     told = [json.loads(said) for said in comm.allgather_bytes(json.dumps(own).encode())]
     wanted = environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import pytest
 import torch
 
 from mpisparse.comm import Communicator, run_ranks
-from mpisparse.runtime import machines
-from mpisparse.runtime.machines import Limited, Machine, find_machines
+from mpisparse.runtime.machines import Limited, Machine, find_machines, machine_of
 from mpisparse.runtime.quota import Quota, read_quota
+from mpisparse.runtime.startup import start
 from mpisparse.runtime.threads import share_cores
 
 CORES = len(os.sched_getaffinity(0))
@@ -91,23 +90,21 @@ def by_rank(run: Callable[[Communicator, Quota | None], object], quotas: Sequenc
     return run_ranks(len(quotas), lambda comm: run(comm, quotas[comm.rank]))
 
 
-def test_ranks_are_counted_by_the_machine_below_their_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = run_ranks(3, lambda comm: find_machines(comm, f"host {comm.rank}", None))
-    assert found[0] == found[2] == (Machine(3, CORES),)
-    # Ranks 0 and 2 on one machine, rank 1 on another, as far as they can tell.
-    here = threading.local()
+def test_ranks_are_counted_by_machine() -> None:
+    found = run_ranks(3, lambda comm: find_machines(comm, "aba"[comm.rank], None))
+    assert found == [(Machine(2, CORES), Machine(1, CORES))] * 3
 
-    def find(comm: Communicator) -> tuple[Machine, ...]:
-        here.name = "aba"[comm.rank]
-        return find_machines(comm, "host", None)
 
-    monkeypatch.setattr(machines, "machine", lambda node: here.name)
-    assert run_ranks(3, find) == [(Machine(2, CORES), Machine(1, CORES))] * 3
+def test_hosts_of_one_machine_are_told_by_its_kernel() -> None:
+    assert machine_of("host 1") == machine_of("host 2")
+    surroundings = run_ranks(3, lambda comm: start(comm, banner=False)[1])
+    assert surroundings[0] == surroundings[2]
+    assert [(machine.ranks, machine.cores) for machine in surroundings[0].machines] == [(3, CORES)]
 
 
 def test_quotas_are_told_by_group() -> None:
     quotas = [Quota(0.5, "a"), None, Quota(2.0, "b"), Quota(0.5, "a")]
-    found = by_rank(lambda comm, quota: find_machines(comm, "host", quota), quotas)
+    found = by_rank(lambda comm, quota: find_machines(comm, "machine", quota), quotas)
     assert found == [(Machine(4, CORES, (Limited(2, 0.5), Limited(1, 2.0))),)] * 4
 
 
@@ -123,7 +120,7 @@ def test_threads_follow_a_quota(
     before = torch.get_num_threads()
     try:
         quotas = [Quota(quota, str(rank)) if quota else None for rank in range(4)]
-        found = by_rank(lambda comm, own: share_cores(comm, "host", own, {}), quotas)
+        found = by_rank(lambda comm, own: share_cores(comm, "machine", own, {}), quotas)
         assert found == [(threads, reason)] * 4
         assert share_alone(Quota(2.0, "all"), {"OMP_NUM_THREADS": "3"}) == [(3, "OMP_NUM_THREADS")] * 4
         assert share_alone(Quota(10.0, "all"), {}) == [(2, "10 cores by quota for 4 ranks")] * 4
@@ -133,4 +130,4 @@ def test_threads_follow_a_quota(
 
 def share_alone(quota: Quota, environ: dict[str, str]) -> list[object]:
     """Return the threads of 4 ranks that share one quota."""
-    return by_rank(lambda comm, own: share_cores(comm, "host", own, environ), [quota] * 4)
+    return by_rank(lambda comm, own: share_cores(comm, "machine", own, environ), [quota] * 4)

@@ -181,6 +181,32 @@ def test_what_runs_ran_on_is_told_where_it_differs(tmp_path: Path) -> None:
     assert "processors differ" in text
 
 
+@pytest.mark.parametrize(
+    ("machine", "threads", "sharing"),
+    [
+        ({"ranks": 8, "cores": 2}, 1, 4),
+        ({"ranks": 8, "cores": 64, "quotas": []}, 16, 2),
+        ({"ranks": 8, "cores": 2, "quotas": 8 * [{"ranks": 1, "cores": 0.2}]}, 1, 1),
+        ({"ranks": 8, "cores": 2, "quotas": 8 * [{"ranks": 1, "cores": 0.5}]}, 1, 2),
+        ({"ranks": 4, "cores": 64, "quotas": [{"ranks": 4, "cores": 2.0}]}, 1, 2),
+        ({"ranks": 2, "cores": 64, "quotas": [{"ranks": 2, "cores": 0.5}]}, 1, 2),
+        ({"ranks": 4, "cores": 2, "quotas": [{"ranks": 2, "cores": 1.0}]}, 1, 3),
+    ],
+)
+def test_threads_for_a_core_are_told_by_machines_and_quotas(
+    tmp_path: Path, machine: dict[str, Any], threads: int, sharing: float
+) -> None:
+    brief = read_brief(write_run(tmp_path / "run", threads=threads, machines=[{"ranks": 1, "cores": 64}, machine]))
+    assert brief.sharing == pytest.approx(sharing)
+
+
+def test_different_quotas_are_told(tmp_path: Path) -> None:
+    for ranks, cores in ((2, 0.5), (4, 0.25)):
+        machines = [{"ranks": ranks, "cores": 8, "quotas": ranks * [{"ranks": 1, "cores": cores}]}]
+        write_run(tmp_path / str(ranks), ranks=ranks, machines=machines)
+    assert "quotas differ: [0.5] (on 2 ranks); [0.25] (on 4 ranks)" in page_of(tmp_path)
+
+
 def test_the_baseline_of_each_rank_count_is_dense(tmp_path: Path) -> None:
     write_study(tmp_path, ranks=(2,), repeats=3, noise=0.005, steps=30)
     (study,), _ = studies_of(read_briefs([tmp_path])[0])
