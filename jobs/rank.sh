@@ -4,6 +4,9 @@
 # about to return (docs/cluster.md has them) therefore waits until the others have left, too.
 trap '' USR1 # nor does one that is still starting, and does not listen yet, die of it; the shell repeats it
 trap : TERM  # the command gets it as well
+if [ -n "${PMI_FD:-}" ]; then # Slurm's pmi2
+  set -- python "$(dirname "$0")/relay.py" "$@"
+fi
 "$@"
 code=$?
 case $code in

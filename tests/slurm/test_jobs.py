@@ -49,6 +49,16 @@ LATE = {"MPISPARSE_FAULTS": "late:rank=0,step=40,seconds=2;late:rank=0,step=46,s
 SITE = "MPISPARSE_SRUN_MPI=pmi2\nMPISPARSE_RANKS_PER_NODE=1\n"
 
 
+#: A rank whose memory is full of what was thrown away when MPI starts: MPICH's requests to pmi2 are then too long.
+LITTERED = """
+parts = [bytes([65 + i % 26]) * (400 + i * 37 % 4000) for i in range(50000)]
+kept = parts[::2]
+del parts
+from mpi4py import MPI
+print(MPI.COMM_WORLD.allreduce(1), "ranks")
+"""
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if "Open MPI" in launch.run([launch.find_mpirun(), "--version"], timeout=30).stdout:
@@ -132,6 +142,14 @@ def test_the_wrong_kind_of_mpi_is_refused_with_the_right_one(cluster: Cluster, p
     assert log.count("LaunchError: 2 ranks were promised by srun") == 1
     assert "use --mpi=pmi2 with MPICH" in log
     assert found["Restarts"] == "0"
+
+
+def test_what_lies_in_memory_does_not_keep_ranks_from_starting(cluster: Cluster) -> None:
+    rank = ["bash", str(CHECKOUT / "jobs" / "rank.sh"), sys.executable, "-c", LITTERED]
+    for _ in range(3):
+        found = cluster.run("srun", "--nodes=4", "--mpi=pmi2", "--kill-on-bad-exit=1", *rank)
+        assert (found.code, found.stdout) == (0, 4 * "4 ranks\n"), found.text
+        assert "not properly terminated" not in found.stderr
 
 
 def test_a_study_is_an_array_whose_tasks_come_back_by_themselves(cluster: Cluster, place: Path) -> None:
