@@ -3,8 +3,10 @@
 What the exchange does (docs/architecture.md): an Allgather of lengths; one Allgatherv, from which a rank receives the
 messages of all others, (P - 1) b of b bytes each; whole tensors by an Alltoallv and an Allgatherv of their pieces,
 2 (P - 1) / P of the vector, as a ring moves them, and a local sum. MPI libraries take ceil(log2 P) rounds for short
-gathers (Bruck's algorithm or recursive doubling) and P - 1 for long ones (a ring), from about 512 KiB in all; pieces
-that differ from rank to rank take P - 1 (R. Thakur, R. Rabenseifner and W. Gropp, IJHPCA 19, 2005).
+gathers (Bruck's algorithm or recursive doubling) and P - 1 for long ones (a ring), from about 512 KiB in all
+(R. Thakur, R. Rabenseifner and W. Gropp, IJHPCA 19, 2005). An Alltoallv sends all its pieces at once, so that ranks
+wait once for each batch of 32 (MPICH's "scattered"). A round of long messages takes a time of its own: these ask for
+room first (rendezvous), and each step of a ring waits for the slowest rank.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from analysis.model.fit import fit
 
 Array = NDArray[np.float64]
 
-#: Bytes gathered in all from which on MPI libraries take a ring, and entries that a whole vector is cut into.
-_LONG, _SEGMENT = 2**19, 2**22
+#: Bytes gathered in all from which on MPI libraries take a ring, entries that a whole vector is cut into, and pieces
+#: that an Alltoallv sends at once.
+_LONG, _SEGMENT, _BATCH = 2**19, 2**22, 32
 _FLOAT32 = 4
 
 
@@ -53,23 +56,28 @@ class Point:
         return (self.ranks - 1) * self.message + 2 * (self.ranks - 1) / self.ranks * self.whole
 
     @property
-    def rounds(self) -> float:
-        """Return how often ranks wait for a message of another."""
-        return (self._gather_rounds() if self.sparse else 0.0) + (self._whole_rounds() if self.whole else 0.0)
-
-    def _gather_rounds(self) -> float:
-        short, all_bytes = _log(self.ranks), self.ranks * self.message
-        return short + (short if all_bytes <= _LONG else self.ranks - 1)
-
-    def _whole_rounds(self) -> float:
-        short = _log(self.ranks) if self.whole <= _LONG else self.ranks - 1
-        return math.ceil(self.whole / self.width / _SEGMENT) * (self.ranks - 1 + short)
+    def rounds(self) -> tuple[float, float]:
+        """Return how often ranks wait for a message of another: in short collectives, and in rings of long messages."""
+        tree, ring = _log(self.ranks), float(self.ranks - 1)
+        short = long = 0.0
+        if self.sparse:
+            is_short = self.ranks * self.message <= _LONG
+            short, long = (2 * tree, 0.0) if is_short else (tree, ring)
+        if self.whole:
+            segments = math.ceil(self.whole / self.width / _SEGMENT)
+            short += segments * math.ceil((self.ranks - 1) / _BATCH)
+            if self.whole <= _LONG:
+                short += segments * tree
+            else:
+                long += segments * ring
+        return short, long
 
 
 class Coefficients(NamedTuple):
     """Seconds.
 
-    alpha: a round. beta: a byte. crowd: a byte, for each thread more that shares the core which copies it.
+    alpha: a round of a short collective. ring: a round of a long one.
+    beta: a byte. crowd: a byte, for each thread more that shares the core which copies it.
     turn: an exchange, for each thread more that shares a core, until a rank has its turn on it.
     add: an entry of a whole vector that is summed. convert: one to and from fewer bits. check: one that is looked over.
     encode, message: an entry sent; a message. decode, open: an entry received; a message.
@@ -78,6 +86,7 @@ class Coefficients(NamedTuple):
     """
 
     alpha: float
+    ring: float
     beta: float
     crowd: float
     turn: float
@@ -100,7 +109,7 @@ TERMS: dict[str, tuple[str, ...]] = {
     "agree": ("agree", "idle"),
     "sparsify": ("select",),
     "encode": ("message", "encode"),
-    "exchange": ("alpha", "beta", "crowd", "turn", "add", "convert"),
+    "exchange": ("alpha", "ring", "beta", "crowd", "turn", "add", "convert"),
     "decode": ("open", "decode", "check"),
 }
 
@@ -197,7 +206,7 @@ def _features(phase: str, point: Point, compute: float) -> tuple[float, ...]:
     if phase == "exchange":
         summed = point.numel * own if ranks > 1 and not point.sparse else 0.0
         converted = summed if point.width < _FLOAT32 else 0.0
-        return point.rounds, point.received, point.received * (own - 1), own - 1, summed, converted
+        return *point.rounds, point.received, point.received * (own - 1), own - 1, summed, converted
     return ranks * sparse * own, ranks * point.count * sparse * own, point.numel * (1 - sparse) * own
 
 

@@ -120,4 +120,6 @@ def _reducing(cost: Cost, sparse: Point, dense: Point) -> float:
         point = at_density(sparse, math.exp(middle))
         seconds = lighter.seconds(replace(point, message=24 * point.count / max(1, point.ranks - 1)))
         low, high = (middle, high) if seconds < limit else (low, middle)
+    if high == 0.0:
+        return 1.0
     return 0.0 if low == _LEAST else math.exp(low)

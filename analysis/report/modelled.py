@@ -19,7 +19,8 @@ from analysis.report.look import line, looks
 
 #: Coefficients in words.
 WORDS = {
-    "alpha": "α, a round of messages",
+    "alpha": "α, a round of short messages",
+    "ring": "α, a round of a ring of long messages",
     "beta": "β, a byte received",
     "crowd": "γ, a byte received, for each thread more on a core",
     "turn": "an exchange, for each thread more on a core",

@@ -31,7 +31,7 @@ _SCALING = [
 _SETTINGS = ("data.name", "model.name", "training.length", "training.batch", "training.global_batch", "optimizer.name",
              "optimizer.lr", "schedule.name", "seed")  # fmt: skip
 _ENVIRONMENT = {"library": "MPI library", "hosts": "nodes", "host": "node of rank 0", "processors": "processors",
-                "threads": "threads a rank", "platform": "platform", "torch": "torch",
+                "threads": "threads a rank", "quotas": "cores by quota", "platform": "platform", "torch": "torch",
                 "mpisparse": "mpisparse"}  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def settings_table(briefs: Sequence[Brief]) -> str:
     keys = sorted({key for config in configs for key in config if key.startswith(tuple(f"{s}." for s in METHOD))})
     varying = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     rows += [[f"`{key}`", _values(config.get(key) for config in configs)] for key in varying]
-    rows += [[words, _values(brief.environment.get(key) for brief in briefs)] for key, words in _ENVIRONMENT.items()]
+    rows += [[words, _values(brief.surroundings.get(key) for brief in briefs)] for key, words in _ENVIRONMENT.items()]
     dates = sorted(str(brief.environment["started"]) for brief in briefs if "started" in brief.environment)
     rows += [["started", f"{dates[0]} to {dates[-1]}"]] if dates else []
     return table(["setting", "value"], [row for row in rows if row[1]])
@@ -129,7 +129,7 @@ def settings_table(briefs: Sequence[Brief]) -> str:
 
 def _values(values: Iterator[object]) -> str:
     texts = (", ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
-    return "; ".join(text for text in dict.fromkeys(texts) if text != "None")
+    return "; ".join(text for text in dict.fromkeys(texts) if text not in ("", "None"))
 
 
 def law_rows(series: Sequence[Series]) -> str:
@@ -182,7 +182,8 @@ def changes_table(modelled: Modelled, ranks: Sequence[int] = (2, 8, 64, 512, 409
 
 def density_text(density: float) -> str:
     """Return a crossover density in words."""
-    return {0.0: "dense always", 1.0: "sparse always"}.get(density, f"{100 * density:.2g} %")
+    number = f"{100 * density:.2g}" if density < 0.1 else f"{100 * density:.0f}"
+    return {0.0: "dense always", 1.0: "sparse always"}.get(density, f"{number} %")
 
 
 def limits(found: Interval, digits: int = 2) -> str:

@@ -21,8 +21,8 @@ PHASES = ("data", "compute", "agree", "sparsify", "encode", "exchange", "decode"
 
 NUMEL, BATCH = 1_000_000, 64
 
-#: Seconds: a round, a byte, an entry summed, an entry looked at, an entry added, a message read, a sample.
-ALPHA, BETA, ADD, SELECT, DECODE, OPEN, SAMPLE = 40e-6, 2e-9, 0.7e-9, 1.5e-9, 4e-9, 30e-6, 150e-6
+#: Seconds: a round, one of a ring, a byte; an entry summed, looked at, added; a message read, a sample.
+ALPHA, RING, BETA, ADD, SELECT, DECODE, OPEN, SAMPLE = 40e-6, 90e-6, 2e-9, 0.7e-9, 1.5e-9, 4e-9, 30e-6, 150e-6
 
 
 def config(name: str = "try", *, density: float | None = None, half: bool = False, **changes: Any) -> dict[str, Any]:
@@ -49,12 +49,13 @@ def config(name: str = "try", *, density: float | None = None, half: bool = Fals
     return found
 
 
-def rounds(ranks: int, message: float, *, sparse: bool) -> float:
-    """Return how often ranks wait for a message: a ring from 512 KiB on, else a tree; pieces of a vector by pairs."""
+def rounds(ranks: int, message: float, *, sparse: bool) -> tuple[int, int]:
+    """Return how often ranks wait for a message: in trees and for pieces that go at once, and in long rings."""
     tree = math.ceil(math.log2(ranks))
     if sparse:
-        return tree + (tree if ranks * message <= 2**19 else ranks - 1)
-    return 2 * (ranks - 1) if message > 2**19 else ranks - 1 + tree
+        return (2 * tree, 0) if ranks * message <= 2**19 else (tree, ranks - 1)
+    at_once = math.ceil((ranks - 1) / 32)
+    return (at_once, ranks - 1) if message > 2**19 else (at_once + tree, 0)
 
 
 def seconds_of(ranks: int, density: float | None, *, half: bool = False, batch: float = BATCH) -> dict[str, float]:
@@ -66,7 +67,8 @@ def seconds_of(ranks: int, density: float | None, *, half: bool = False, batch: 
     if ranks > 1:
         found["agree"] = 20e-6 * math.ceil(math.log2(ranks))
         received = (ranks - 1) * message if sparse else 2 * (ranks - 1) / ranks * message
-        found["exchange"] = ALPHA * rounds(ranks, message, sparse=sparse) + BETA * received
+        short, long = rounds(ranks, message, sparse=sparse)
+        found["exchange"] = ALPHA * short + RING * long + BETA * received
         found["exchange"] += 0.0 if sparse else ADD * NUMEL
     if density is not None:
         found["sparsify"] = SELECT * NUMEL

@@ -27,6 +27,7 @@ from tests.unit.report_runs import (
     METHODS,
     NUMEL,
     OPEN,
+    RING,
     SAMPLE,
     SELECT,
     config,
@@ -55,8 +56,8 @@ def fitted(cells: list[Cell]) -> Fitted:
 
 @pytest.mark.parametrize(
     ("name", "true"),
-    [("alpha", ALPHA), ("beta", BETA), ("add", ADD), ("select", SELECT), ("decode", DECODE), ("open", OPEN),
-     ("sample", SAMPLE), ("step", 1e-3), ("agree", 20e-6)],
+    [("alpha", ALPHA), ("ring", RING), ("beta", BETA), ("add", ADD), ("select", SELECT), ("decode", DECODE),
+     ("open", OPEN), ("sample", SAMPLE), ("step", 1e-3), ("agree", 20e-6)],
 )  # fmt: skip
 def test_what_made_the_runs_is_found_again(fitted: Fitted, name: str, true: float) -> None:
     drawn = np.array([cost.of(name, "TopK 10 %") for cost in fitted.drawn])
@@ -86,8 +87,8 @@ def made_up(generator: np.random.Generator, repeats: int = 3, noise: float = 0.0
 
 
 def test_intervals_have_what_made_the_runs_inside_as_often_as_they_say() -> None:
-    """Said is 95 %: of 40 made-up studies, with what made them in 10 places each."""
-    true = {"alpha": ALPHA, "beta": BETA, "add": ADD, "decode": DECODE, "open": OPEN, "select": SELECT,
+    """Said is 95 %: of 40 made-up studies, with what made them in 11 places each."""
+    true = {"alpha": ALPHA, "ring": RING, "beta": BETA, "add": ADD, "decode": DECODE, "open": OPEN, "select": SELECT,
             "message": 50e-6, "sample": SAMPLE, "step": 1e-3, "agree": 20e-6}  # fmt: skip
     inside = dict.fromkeys(true, 0)
     for seed in range(40):
@@ -197,8 +198,11 @@ def test_what_would_move_the_crossover(fitted: Fitted) -> None:
 def test_dense_always_or_never() -> None:
     free = Coefficients(*([0.0] * len(Coefficients._fields)))
     point, dense = SPARSE, replace(SPARSE, sparse=False, count=0.0, message=0.0, whole=4.0 * NUMEL)
-    assert crossover(Cost(free, {"": 1.0}), point, dense) == 0.0
-    assert crossover(Cost(free._replace(add=1.0)), point, dense) == 1.0
+    for cost, density in ((Cost(free, {"": 1.0}), 0.0), (Cost(free._replace(add=1.0)), 1.0)):
+        assert crossover(cost, point, dense) == density
+        *_, reducing = changes(Fitted((), cost, (), {}), point, dense, [4])
+        assert "reduces on the way" in reducing.words
+        assert reducing.density == [density]
 
 
 def test_an_index_takes_its_entropy() -> None:

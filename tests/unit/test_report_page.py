@@ -17,6 +17,7 @@ from analysis.columns import PHASES
 from analysis.drawing.drawing import to_csv
 from analysis.many import read_briefs
 from analysis.report.build import sections_of
+from analysis.report.tables import density_text
 from analysis.scaling import ratio, series_of
 from analysis.study import differing, flat, method_names, studies_of
 from tests.unit.report_runs import config, page_of, seconds_of, write_run, write_study
@@ -200,11 +201,21 @@ def test_threads_for_a_core_are_told_by_machines_and_quotas(
     assert brief.sharing == pytest.approx(sharing)
 
 
+@pytest.mark.parametrize(
+    ("density", "words"),
+    [(0.0, "dense always"), (1.0, "sparse always"), (0.9999, "100 %"), (0.123, "12 %"), (0.0123, "1.2 %")],
+)
+def test_crossover_densities_in_words(density: float, words: str) -> None:
+    assert density_text(density) == words
+
+
 def test_different_quotas_are_told(tmp_path: Path) -> None:
     for ranks, cores in ((2, 0.5), (4, 0.25)):
         machines = [{"ranks": ranks, "cores": 8, "quotas": ranks * [{"ranks": 1, "cores": cores}]}]
         write_run(tmp_path / str(ranks), ranks=ranks, machines=machines)
-    assert "quotas differ: [0.5] (on 2 ranks); [0.25] (on 4 ranks)" in page_of(tmp_path)
+    text = page_of(tmp_path)
+    assert "quotas differ: [0.5] (on 2 ranks); [0.25] (on 4 ranks)" in text
+    assert "| cores by quota | 0.5; 0.25 |" in text
 
 
 def test_the_baseline_of_each_rank_count_is_dense(tmp_path: Path) -> None:
