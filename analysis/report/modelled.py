@@ -93,7 +93,8 @@ def model_figures(measured: Measured, modelled: Modelled) -> Iterator[Drawing]:
     """Yield the fit, the predictions, and the crossover."""
     yield _fit_figure(measured, modelled)
     yield _prediction_figure(measured, modelled)
-    if modelled.densities:
+    # An axis of logarithms cannot be drawn where dense always wins, which the page says in words.
+    if any(density.value > 0 for densities in modelled.densities.values() for density in densities):
         yield _crossover_figure(measured, modelled)
 
 

@@ -179,7 +179,10 @@ def _model(modelled: Modelled, by_name: dict[str, Drawing]) -> Iterator[str]:
         yield "No rank count can be held out: the model is not tested on what it was not fitted to."
     yield _shown(by_name, "model-prediction")
     if modelled.densities:
-        yield _shown(by_name, "model-crossover")
+        yield (
+            _shown(by_name, "model-crossover")
+            or "By this model dense is faster at any density, on any number of ranks."
+        )
         yield "Dense is faster above these densities, in the coding of the first sparse method, as it is and otherwise:"
         yield changes_table(modelled)
 

@@ -201,6 +201,20 @@ def test_threads_for_a_core_are_told_by_machines_and_quotas(
     assert brief.sharing == pytest.approx(sharing)
 
 
+def test_a_study_in_which_dense_always_wins_has_no_figure_of_the_crossover(tmp_path: Path) -> None:
+    for density in (None, 0.1):
+        for seed in range(3):
+            times = seconds_of(2, density)
+            times |= {"sparsify": 1.0 if density else 0.0}
+            write_run(tmp_path / f"{density}-{seed}", config(density=density), seed=seed, seconds=times)
+    done = CliRunner().invoke(cli, ["report", str(tmp_path), "-o", str(tmp_path / "page")])
+    assert done.exit_code == 0, done.output
+    assert not list((tmp_path / "page").glob("*crossover*"))
+    text = (tmp_path / "page" / "index.md").read_text()
+    assert "By this model dense is faster at any density" in text
+    assert "| as measured | dense always |" in text
+
+
 @pytest.mark.parametrize(
     ("density", "words"),
     [(0.0, "dense always"), (1.0, "sparse always"), (0.9999, "100 %"), (0.123, "12 %"), (0.0123, "1.2 %")],
