@@ -68,7 +68,8 @@ class Brief:
         1 for logs that do not tell, as those of before environment.json had "machines".
         """
         machines = self.environment.get("machines") or []
-        return max([1.0, *(_crowd(one, float(self.environment.get("threads", 1))) for one in machines)])
+        threads = float(self.environment.get("threads", 1))
+        return max([1.0, *(_crowd(one, threads) for one in machines if one.get("cores"))])
 
     @property
     def surroundings(self) -> dict[str, Any]:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.comm import Communicator
-from mpisparse.runtime.quota import Quota
+from mpisparse.runtime.quota import Quota, read_quota
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank runs: the machine below its host, the cores that it may run on, and its quota."""
+
+    machine: str
+    cores: tuple[int, ...]
+    quota: Quota | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,18 @@ class Machine:
     quotas: tuple[Limited, ...] = ()
 
 
+def gather_places(comm: Communicator, node: str) -> list[Place]:
+    """Return where each rank runs, by rank. Collective.
+
+    Args:
+        node: this rank's host.
+    """
+    quota = read_quota()
+    own = [machine_of(node), sorted(os.sched_getaffinity(0)), [quota.cores, quota.group] if quota else None]
+    told = [json.loads(said) for said in comm.allgather_bytes(json.dumps(own).encode())]
+    return [Place(machine, tuple(cores), Quota(*limit) if limit else None) for machine, cores, limit in told]
+
+
 def machine_of(node: str) -> str:
     """Return a name for the machine below this host, which containers of one machine share; else the host's name."""
     try:
@@ -37,27 +59,17 @@ def machine_of(node: str) -> str:
         return node
 
 
-def find_machines(comm: Communicator, machine: str, quota: Quota | None) -> tuple[Machine, ...]:
-    """Return each machine, in the order of its first rank. Collective.
-
-    Args:
-        machine: this rank's, see `machine_of`. quota: this rank's own.
-    """
-    own = {
-        "machine": machine,
-        "cores": sorted(os.sched_getaffinity(0)),
-        "quota": (quota.group, quota.cores) if quota else None,
-    }
-    told = [json.loads(said) for said in comm.allgather_bytes(json.dumps(own).encode())]
+def machines_among(places: Sequence[Place]) -> tuple[Machine, ...]:
+    """Return each machine, in the order of its first rank."""
     found = []
-    for name in dict.fromkeys(each["machine"] for each in told):
-        here = [each for each in told if each["machine"] == name]
-        limited = Counter(tuple(each["quota"]) for each in here if each["quota"])
+    for name in dict.fromkeys(place.machine for place in places):
+        here = [place for place in places if place.machine == name]
+        limited = Counter(place.quota for place in here if place.quota)
         found.append(
             Machine(
                 ranks=len(here),
-                cores=len({core for each in here for core in each["cores"]}),
-                quotas=tuple(Limited(ranks, cores) for (_, cores), ranks in limited.items()),
+                cores=len({core for place in here for core in place.cores}),
+                quotas=tuple(Limited(ranks, quota.cores) for quota, ranks in limited.items()),
             )
         )
     return tuple(found)

@@ -10,8 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.comm import Communicator, world
-from mpisparse.runtime.machines import Machine, find_machines, machine_of
-from mpisparse.runtime.quota import read_quota
+from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
 
@@ -86,8 +85,8 @@ def start(
         _end_together(comm, watchdog)
         Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
     place = comm.describe()
-    machine, quota = machine_of(place.node), read_quota()
-    threads, reason = share_cores(comm, machine, quota)
+    places = gather_places(comm, place.node)
+    threads, reason = share_cores(places, comm.rank)
     surroundings = Surroundings(
         mpisparse=version("mpisparse"),
         ranks=comm.size,
@@ -99,7 +98,7 @@ def start(
         threads_reason=reason,
         hosts=_each_once(comm, place.node),
         processors=_each_once(comm, processor()),
-        machines=find_machines(comm, machine, quota),
+        machines=machines_among(places),
     )
     if banner and comm.rank == 0:
         print(surroundings.banner(), file=sys.stderr, flush=True)

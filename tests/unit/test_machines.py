@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from mpisparse.comm import Communicator, run_ranks
-from mpisparse.runtime.machines import Limited, Machine, find_machines, machine_of
+from mpisparse.runtime import machines
+from mpisparse.runtime.machines import Limited, Machine, Place, gather_places, machine_of, machines_among
 from mpisparse.runtime.quota import Quota, read_quota
 from mpisparse.runtime.startup import start
 from mpisparse.runtime.threads import share_cores
@@ -85,14 +86,25 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
     assert read_quota(tmp_path) is None
 
 
-def by_rank(run: Callable[[Communicator, Quota | None], object], quotas: Sequence[Quota | None]) -> list[object]:
-    """Return what each rank makes of its quota."""
-    return run_ranks(len(quotas), lambda comm: run(comm, quotas[comm.rank]))
+def places(*quotas: Quota | None, machines: str = "aaaa", cores: int = 64) -> list[Place]:
+    """Return where ranks run, each with its quota."""
+    return [Place(machines[rank], tuple(range(cores)), quota) for rank, quota in enumerate(quotas)]
 
 
 def test_ranks_are_counted_by_machine() -> None:
-    found = run_ranks(3, lambda comm: find_machines(comm, "aba"[comm.rank], None))
-    assert found == [(Machine(2, CORES), Machine(1, CORES))] * 3
+    found = machines_among(places(None, None, None, machines="aba"))
+    assert found == (Machine(2, 64), Machine(1, 64))
+
+
+def test_cores_that_ranks_are_bound_to_add_up() -> None:
+    bound = [Place("a", (0, 1)), Place("a", (2, 3)), Place("a", (2, 3))]
+    assert machines_among(bound) == (Machine(3, 4),)
+    before = torch.get_num_threads()
+    try:
+        assert share_cores(bound, 0, {}) == (2, "2 cores")
+        assert share_cores(bound, 1, {}) == (1, "2 cores for 2 ranks")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_hosts_of_one_machine_are_told_by_its_kernel() -> None:
@@ -102,32 +114,49 @@ def test_hosts_of_one_machine_are_told_by_its_kernel() -> None:
     assert [(machine.ranks, machine.cores) for machine in surroundings[0].machines] == [(3, CORES)]
 
 
+def test_each_rank_knows_where_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    here = threading.local()
+    quotas = [Quota(0.5, "x"), None, Quota(2.0, "y")]
+    monkeypatch.setattr(machines, "read_quota", lambda: quotas[here.rank])
+    monkeypatch.setattr(machines, "machine_of", lambda node: node[-1])
+
+    def gather(comm: Communicator) -> list[Place]:
+        here.rank = comm.rank
+        return gather_places(comm, f"host {'aba'[comm.rank]}")
+
+    expected = [Place("a", cores, quotas[0]), Place("b", cores), Place("a", cores, quotas[2])]
+    assert run_ranks(3, gather) == [expected] * 3
+
+
 def test_quotas_are_told_by_group() -> None:
-    quotas = [Quota(0.5, "a"), None, Quota(2.0, "b"), Quota(0.5, "a")]
-    found = by_rank(lambda comm, quota: find_machines(comm, "machine", quota), quotas)
-    assert found == [(Machine(4, CORES, (Limited(2, 0.5), Limited(1, 2.0))),)] * 4
+    found = machines_among(places(Quota(0.5, "x"), None, Quota(2.0, "y"), Quota(0.5, "x")))
+    assert found == (Machine(4, 64, (Limited(2, 0.5), Limited(1, 2.0))),)
+    # The same name on two machines is two groups.
+    found = machines_among(places(Quota(0.5, "x"), Quota(0.5, "x"), machines="ab"))
+    assert found == (Machine(1, 64, (Limited(1, 0.5),)), Machine(1, 64, (Limited(1, 0.5),)))
 
 
 @pytest.mark.parametrize(
-    ("quota", "threads", "reason"),
-    [(None, 16, "64 cores for 4 ranks"), (2.5, 2, "2.5 cores by quota"), (0.2, 1, "0.2 cores by quota"),
-     (100.0, 16, "64 cores for 4 ranks")],
-)  # fmt: skip
-def test_threads_follow_a_quota(
-    monkeypatch: pytest.MonkeyPatch, quota: float | None, threads: int, reason: str
+    ("where", "environ", "threads", "reason"),
+    [
+        (places(None, None, None, None), {}, 16, "64 cores for 4 ranks"),
+        (places(None, None, machines="ab"), {}, 64, "64 cores"),
+        (places(Quota(2.5, "x"), Quota(2.5, "y")), {}, 2, "2.5 cores by quota"),
+        (places(Quota(2.5, "x"), Quota(2.5, "x")), {}, 1, "2.5 cores by quota for 2 ranks"),
+        (places(Quota(2.5, "x"), Quota(2.5, "x"), machines="ab"), {}, 2, "2.5 cores by quota"),
+        (places(Quota(0.2, "x"), Quota(0.2, "y")), {}, 1, "0.2 cores by quota"),
+        (places(Quota(100.0, "x"), None), {}, 32, "64 cores for 2 ranks"),
+        (places(Quota(2.0, "x"), None), {"OMP_NUM_THREADS": "3"}, 3, "OMP_NUM_THREADS"),
+        (places(None, None), {"OMP_NUM_THREADS": "many"}, 32, "64 cores for 2 ranks"),
+    ],
+)
+def test_threads_follow_cores_and_quotas(
+    where: list[Place], environ: dict[str, str], threads: int, reason: str
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     before = torch.get_num_threads()
     try:
-        quotas = [Quota(quota, str(rank)) if quota else None for rank in range(4)]
-        found = by_rank(lambda comm, own: share_cores(comm, "machine", own, {}), quotas)
-        assert found == [(threads, reason)] * 4
-        assert share_alone(Quota(2.0, "all"), {"OMP_NUM_THREADS": "3"}) == [(3, "OMP_NUM_THREADS")] * 4
-        assert share_alone(Quota(10.0, "all"), {}) == [(2, "10 cores by quota for 4 ranks")] * 4
+        assert share_cores(where, 0, environ) == (threads, reason)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-
-
-def share_alone(quota: Quota, environ: dict[str, str]) -> list[object]:
-    """Return the threads of 4 ranks that share one quota."""
-    return by_rank(lambda comm, own: share_cores(comm, "machine", own, environ), [quota] * 4)

@@ -65,6 +65,7 @@ def test_what_made_the_runs_is_found_again(fitted: Fitted, name: str, true: floa
     # What takes a small share of a step is known less well.
     assert found.value == pytest.approx(true, rel=0.2 if name == "add" else 0.15)
     assert found.low <= found.value <= found.high
+    assert found.low * 0.9 < true < found.high * 1.1
 
 
 def made_up(generator: np.random.Generator, repeats: int = 3, noise: float = 0.02) -> list[Cell]:
