@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpisparse.errors import ConfigError, MpiSparseError
-from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
+from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, forgotten, see
+
+#: Entries whose squares are added up at a time.
+_PIECE = 1 << 20
 
 Granularity = Literal["model", "tensor", "bucket"]
 
@@ -117,6 +121,9 @@ class FlatGradients:
         #: Called with a slot's number when autograd has finished its gradient and it is in the buffer.
         self.on_final: Callable[[int], None] | None = None
         self._numbers = {id(slot.parameter): number for number, slot in enumerate(self.slots)}
+        #: What each gradient looked like when backward had finished it, and the buffer's version at the last of these.
+        self._marks: dict[int, tuple[int, int] | None] = {}
+        self._version = 0
         for slot in self.slots:
             slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
 
@@ -166,6 +173,10 @@ class FlatGradients:
         for slot in self.slots:
             slot.parameter.grad = None
 
+    def versions(self) -> list[int]:
+        """Return a number for each parameter that grows when it is changed in place."""
+        return [slot.parameter._version for slot in self.slots]
+
     def where(self, index: int) -> str:
         """Return the name of the parameter that holds entry `index` of the buffer."""
         return next(slot.name for slot in self.slots if slot.start <= index < slot.stop)
@@ -175,7 +186,41 @@ class FlatGradients:
         bad = first_bad_entry(self.vector[place])
         return None if bad is None else (place.start or 0) + bad
 
-    def mark(self, number: int) -> tuple[int, int] | None:
+    def clip(self, most: float) -> float:
+        """Scale all gradients so that their norm is at most `most`, and return what it was.
+
+        The same bits on any number of threads, as each rank clips by itself and replicas have to stay equal.
+        """
+        present = self.collect()
+        pieces = [self.vector[start : start + _PIECE] for start in range(0, self.buffer.numel(), _PIECE)]
+        norm = math.sqrt(sum(forgotten(piece).square() for piece in pieces))
+        # As torch.nn.utils.clip_grad_norm_ has it.
+        factor = most / (norm + 1e-6)
+        if factor < 1.0:
+            self.buffer *= factor
+            self.publish(present)
+        return norm
+
+    def changed(self, cleared: bool = True) -> bool:
+        """Return True when a gradient was replaced or changed in place after backward had finished it.
+
+        To be asked before gradients are collected. A GradScaler's `unscale_`, and changes through `.data`, do not show.
+
+        Args:
+            cleared: whether one that was set to None counts.
+        """
+        if not self._marks:
+            return False
+        now = {number: self._mark(number) for number in self._marks}
+        moved = any(now[number] != mark for number, mark in self._marks.items() if cleared or now[number] is not None)
+        return moved or self.buffer._version != self._version
+
+    def forget(self) -> None:
+        """Begin a step: no backward pass has finished a gradient in it."""
+        self.fresh = False
+        self._marks = {}
+
+    def _mark(self, number: int) -> tuple[int, int] | None:
         """Return what changes when a slot's gradient is replaced, or changed in place outside the buffer."""
         slot = self.slots[number]
         grad = slot.parameter.grad
@@ -192,8 +237,11 @@ class FlatGradients:
         self.fresh = True
         if self._can_alias(slot) or self.on_final is not None:
             self._adopt(slot)
+        number = self._numbers[id(parameter)]
         if self.on_final is not None:
-            self.on_final(self._numbers[id(parameter)])
+            self.on_final(number)
+        self._marks[number] = self._mark(number)
+        self._version = self.buffer._version
 
     def _view(self, slot: Slot) -> Tensor:
         """Return a new alias of a slot's part of the buffer, in the parameter's shape."""
@@ -249,7 +297,7 @@ def _dense_strides(parameter: Tensor) -> tuple[int, ...]:
 
 
 def _same_order(shape: torch.Size, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Return True when tensors of a shape have their entries in the same places; of dimensions of size 1, any stride."""
+    """Return True when tensors of a shape have their entries in the same places, whatever a stride of a size of 1."""
     return ours == theirs or (
         len(shape) == len(ours) == len(theirs)
         and all(size == 1 or a == b for size, a, b in zip(shape, ours, theirs, strict=True))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import laws, laws_convex, laws_overlap, laws_window
+from tests import laws, laws_convex, laws_overlap, laws_program, laws_window
 from tests.launch import mpirun
 
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_program.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
 
 
 @pytest.fixture(scope="session")
