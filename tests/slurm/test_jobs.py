@@ -133,6 +133,16 @@ def test_a_preempted_job_comes_back_and_takes_every_step_once(cluster: Cluster, 
     assert "resumed from" in log
 
 
+def test_a_job_killed_while_it_saves_comes_back(cluster: Cluster, place: Path) -> None:
+    """Rank 0 is killed in the second save of each start: what it leaves of that checkpoint is no step."""
+    job = train(cluster, place, env={"MPISPARSE_FAULTS": "disk:rank=0,save=2,operation=9,error=kill"})
+    found = cluster.wait_for(job, "COMPLETED", "FAILED", timeout=240, hurry=True)
+    log = (place / "job.out").read_text()
+    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", "2"), log
+    assert starts_of(place / "run") == [[job, "0", "0"], [job, "1", "20"], [job, "2", "40"]]
+    assert steps_of(place / "run") == list(range(1, 61))
+
+
 def test_the_wrong_kind_of_mpi_is_refused_with_the_right_one(cluster: Cluster, place: Path) -> None:
     (place / "my.env").write_text("MPISPARSE_SRUN_MPI=none\n")
     job = train(cluster, place, "--nodes=2")
