@@ -159,23 +159,28 @@ stop_after_many() {
   fi
 }
 
-# Take the end record of a run away, so that the one that is there after the step is of that step.
-clear_end() {
-  rm -f "$1/end.json"
-}
-
 # Print the exit code of a run, given that of its step. A step's 0 is believed where the run itself says that it has
-# finished: a rank that leaves in the middle by exit(0) of some library makes launchers return 0, too. Where Slurm does not
-# run this script, as when it is tried by hand, the code stays.
+# finished, by FUNCTION: a rank that leaves in the middle by exit(0) of some library makes launchers return 0, too. Where
+# Slurm does not run this script, as when it is tried by hand, the code stays.
 checked_code() {
-  local code=$1 directory=$2
-  if [ "$code" -eq 0 ] && ! grep -qs '"status": "finished"' "$directory/end.json"; then
-    say "srun returned 0, but $directory/end.json does not say that the run has finished: a rank left in the middle" >&2
+  local code=$1 directory=$2 function=$3
+  if [ "$code" -eq 0 ] && ! "$function" "$directory"; then
+    say "srun returned 0, but nothing in $directory says that the run has finished: a rank left in the middle" >&2
     if [ -n "${SLURMD_NODENAME:-}" ] || [ "$(job_state)" = RUNNING ]; then
       code=$hung
     fi
   fi
   echo "$code"
+}
+
+# Whether a run's end record says that it has finished. train.sbatch removes the record before a step.
+has_record() {
+  grep -qs '"status": "finished"' "$1/end.json"
+}
+
+# Whether a run of a study has finished, as `mpisparse sweep` sees it, which leaves such a run as it is.
+has_end() {
+  has_record "$1" || tail -n 1 "$1/metrics.jsonl" 2>/dev/null | grep -q '"kind": *"end"'
 }
 
 # Print the state of this job in Slurm's queue; nothing when it is not there.

@@ -223,7 +223,7 @@ def test_a_step_that_returns_0_without_a_finished_run_is_not_believed(place: Pat
     (place / "run" / "end.json").write_text('{"schema": 1, "status": "finished"}')
     found, text = train(place, LEAVES="1", SAVES=saves)
     assert found == 74
-    assert "end.json does not say that the run has finished: a rank left in the middle" in text
+    assert "says that the run has finished: a rank left in the middle" in text
     assert read(place / "scontrol") == (["requeue 7"] if saves else [])
 
 
@@ -231,6 +231,16 @@ def test_a_record_of_another_status_is_no_end(place: Path) -> None:
     srun = SRUN.replace('"finished"', '"stopped"')
     (place / "bin" / "srun").write_text(srun)
     assert train(place)[0] == 74
+
+
+def test_a_run_of_a_study_that_had_finished_is_believed(place: Path) -> None:
+    """`sweep` leaves it as it is, and one of version 0.1 has no record."""
+    for name in ("000-dense", "001-topk"):
+        (place / "run" / name).mkdir(parents=True)
+        (place / "run" / name / "metrics.jsonl").write_text('{"kind":"start"}\n{"schema":1,"kind":"end","step":3}\n')
+    found, text = study(place, LEAVES="1")
+    assert found == 0, text
+    assert states(place) == {"0": "ended 0", "1": "ended 0"}
 
 
 def test_a_run_of_a_study_that_returns_0_unfinished_is_not_noted_as_ended(place: Path) -> None:
