@@ -18,7 +18,7 @@ from mpisparse.errors import ConfigError
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import replace_file
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import differences, to_toml, to_tree
+from mpisparse.training.configfile import complete, differences, to_toml, to_tree
 from mpisparse.training.optimum import Optimum
 
 #: Keys that a resumed run may change without becoming another run.
@@ -75,7 +75,7 @@ def describe_optimum(directory: Path, optimum: Optimum) -> None:
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raise ConfigError if a checkpoint was saved under another configuration, naming the keys that differ."""
-    changed = differences(saved, to_tree(config))
+    changed = differences(complete(saved), to_tree(config))
     changed = {key: pair for key, pair in changed.items() if not key.startswith(_MAY_CHANGE)}
     if changed:
         listed = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
