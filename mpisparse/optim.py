@@ -28,7 +28,7 @@ from mpisparse.combinations import (
 )
 from mpisparse.comm import Communicator, agreed, world
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
-from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
+from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError, counted
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
 from mpisparse.flat import FlatGradients, Layout
@@ -514,7 +514,8 @@ class DistributedOptimizer(Optimizer):
         whole = self.flat.buffer.numel() - self.flat.sparse_numel
         return (
             f"{self.flat.buffer.numel()} parameters ({whole} always dense) in {len(self.flat.buckets)} buckets, "
-            f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, {self.comm.size} ranks"
+            f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, "
+            f"{counted(self.comm.size, 'rank')}"
         )
 
     def __repr__(self) -> str:

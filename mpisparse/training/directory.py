@@ -20,7 +20,7 @@ from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import last_line, replace_file
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import differences, to_toml, to_tree
+from mpisparse.training.configfile import complete, differences, to_toml, to_tree
 from mpisparse.training.optimum import Optimum
 
 #: How the last start of the run ended, written last; and the version of what it holds.
@@ -130,7 +130,7 @@ def _write_end(comm: Communicator, directory: Path, status: str, exit_code: int,
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raise ConfigError if a checkpoint was saved under another configuration, naming the keys that differ."""
-    changed = differences(saved, to_tree(config))
+    changed = differences(complete(saved), to_tree(config))
     changed = {key: pair for key, pair in changed.items() if not key.startswith(_MAY_CHANGE)}
     if changed:
         listed = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
