@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
 from mpisparse.replicas import bits_of, broadcast_tensor, named_parameters
+from mpisparse.words import counted
 
 #: What to do when a replica differs: end with an error, or give all ranks what most of them hold.
 Diverged = Literal["raise", "broadcast"]
@@ -87,7 +88,7 @@ class ReplicaCheck:
             return
         self.mended.append(found)
         if self._comm.rank == 0:
-            self.say(f"after {step} steps {found.describe(self._comm.size)}: replaced by what most hold")
+            self.say(f"after {counted(step, 'step')} {found.describe(self._comm.size)}: replaced by what most hold")
 
 
 def check_replicas(

@@ -35,6 +35,7 @@ from mpisparse.rehearsal import rehearse_together
 from mpisparse.replicas import make_replicas, options_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
+from mpisparse.words import counted
 
 #: The key under which `state_dict` keeps what a plain optimizer does not have.
 STATE_KEY = "mpisparse"
@@ -414,9 +415,11 @@ class DistributedOptimizer(Optimizer):
     def describe(self) -> str:
         """Return one line for people: what is trained, what is sent, and what is kept."""
         whole = self.flat.buffer.numel() - self.flat.sparse_numel
+        parameters, buckets = self.flat.buffer.numel(), len(self.flat.buckets)
         return (
-            f"{self.flat.buffer.numel()} parameters ({whole} always dense) in {len(self.flat.buckets)} buckets, "
-            f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, {self.comm.size} ranks"
+            f"{counted(parameters, 'parameter')} ({whole} always dense) in {counted(buckets, 'bucket')}, "
+            f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, "
+            f"{counted(self.comm.size, 'rank')}"
         )
 
     def __repr__(self) -> str:

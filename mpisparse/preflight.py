@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
+from mpisparse.words import counted
 
 NonFinite = Literal["raise", "skip"]
 
@@ -155,7 +156,7 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 
 
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
-    found = f"after {step} steps the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
+    found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
     if News.OVERLAPS in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "

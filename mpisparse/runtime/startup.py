@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import platform
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,8 @@ from mpisparse.comm import Communicator, world
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
+from mpisparse.terminal import say
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Surroundings:
     def banner(self) -> str:
         """Return one line for people."""
         return (
-            f"mpisparse {self.mpisparse} | {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')} | "
+            f"mpisparse {self.mpisparse} | {counted(self.ranks, 'rank')} on {counted(self.nodes, 'node')} | "
             f"{self.library} ({self.standard}), thread level {self.thread_level} | "
-            f"{_count(self.threads, 'thread')} a rank ({self.threads_reason})"
+            f"{counted(self.threads, 'thread')} a rank ({self.threads_reason})"
         )
 
 
@@ -101,7 +102,7 @@ def start(
         machines=machines_among(places),
     )
     if banner and comm.rank == 0:
-        print(surroundings.banner(), file=sys.stderr, flush=True)
+        say(surroundings.banner(), error=True)
     return comm, surroundings
 
 
@@ -127,7 +128,3 @@ def processor() -> str:
 def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:
     """Return what the ranks say, each text once, in the order of the first rank that says it. Collective."""
     return tuple(dict.fromkeys(said.decode() for said in comm.allgather_bytes(own.encode())))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -21,6 +21,7 @@ from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.optimum import Optimum
 from mpisparse.training.saving import Saving
 from mpisparse.training.trainer import Trainer
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,5 +197,5 @@ class Course:
         rows.append(("run directory", str(self.directory)))
         change = "sparsifier.name=topk" if self.config.sparsifier.name == "dense" else "sparsifier.name=dense"
         launch = f"mpirun -n {self.comm.size} " if self.comm.size > 1 else ""
-        title = f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {self.comm.size} ranks"
+        title = f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {counted(self.comm.size, 'rank')}"
         console.summary(rows, title, f"To compare, try: {launch}{command} --set {change}")

@@ -17,6 +17,7 @@ from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
 from mpisparse.training.sweepfiles import Failure, claim, forget_failure, look_up, table, write_failure
+from mpisparse.words import counted
 
 #: What a person has to put right, and what would meet the next run as well.
 _ENDING = (ConfigError, DataError, LaunchError)
@@ -138,4 +139,4 @@ def _opening(study: Study, directory: Path, chosen: int, tally: Tally, due: int)
     version = " (reduced version)" if study.reduced else ""
     failed = f", {len(tally.failed)} failed before: --retry makes them again" if tally.failed else ""
     finished = f", {tally.before} finished before" if tally.before else ""
-    return f"{study.name}{version}: {due} of {chosen} runs to make in {directory}{finished}{failed}"
+    return f"{study.name}{version}: {due} of {counted(chosen, 'run')} to make in {directory}{finished}{failed}"

@@ -37,6 +37,7 @@ from mpisparse.training.directory import describe_optimum, describe_run, open_di
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
+from mpisparse.words import counted
 
 #: Shares between two snapshots at least, so that these can be taken about when they are due.
 _SHARES_A_SNAPSHOT = 4
@@ -199,7 +200,7 @@ class _Run:
         if self.config.sparsifier.name == "dense":
             change = "sparsifier.name=gspar --set sparsifier.density=0.1"
         launch = f"mpirun -n {size} " if size > 1 else ""
-        title = f"{self.config.name}: asynchronous, {self.rule!r}, {size} ranks"
+        title = f"{self.config.name}: asynchronous, {self.rule!r}, {counted(size, 'rank')}"
         console.summary(rows, title, f"To compare, try: {launch}{command} --set {change}")
 
 
