@@ -135,7 +135,7 @@ def _compare(comm: Communicator, named: Sequence[tuple[str, Tensor]], diverged: 
 def _gather_checksums(comm: Communicator, named: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint64]:
     """Return the checksums of all ranks' tensors, uint64 of shape (size, tensors), the tensors being the same."""
     names = [f"{name}: {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named]
-    mine = np.array([zlib.crc32("\n".join(names).encode()), *(bits_of(tensor) for _, tensor in named)], np.uint64)
+    mine = np.array([zlib.crc32("\n".join(names).encode(errors="surrogatepass")), *(bits_of(tensor) for _, tensor in named)], np.uint64)
     reports = comm.allgather_bytes(mine.tobytes())
     if any(report[:8] != reports[0][:8] for report in reports):
         require_same(comm, "the replicas' tensors", names)

@@ -88,7 +88,7 @@ def clear_for_exchange(
         MpiSparseError: gradients changed after they were sent ahead.
     """
     known = [step, _NONE if samples is None else samples, _NONE if bad_entry is None else bad_entry]
-    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), int(news), *_pack(present)])
+    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode(errors="surrogatepass")), int(news), *_pack(present)])
     _require_same_step(reports[:, _STEP])
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import torch
 
-from mpisparse.comm import Communicator
+from mpisparse.comm import Communicator, gather_json
 from mpisparse.comm.launcher import promised_size
 from mpisparse.memory import ErrorFeedback, MomentumCorrection, NoMemory
 from mpisparse.rehearsal import rehearse_together
@@ -85,11 +85,11 @@ def _on_all(comm: Communicator, what: str, probe: Callable[[], str]) -> Finding:
         text, ok = probe(), True
     except (OSError, ValueError, RuntimeError) as error:
         text, ok = f"{type(error).__name__}: {error}", False
-    reports = comm.allgather_bytes(f"{int(ok)}{text}".encode())
-    for rank, report in enumerate(reports):
-        if report[:1] == b"0":
-            return Finding(what, False, f"rank {rank}: {report[1:].decode()}", "a run would fail here")
-    return Finding(what, True, reports[0][1:].decode())
+    reports = gather_json(comm, [ok, text])
+    for rank, (well, report) in enumerate(reports):
+        if not well:
+            return Finding(what, False, f"rank {rank}: {report}", "a run would fail here")
+    return Finding(what, True, reports[0][1])
 
 
 def _exchange(comm: Communicator) -> str:
