@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
+from typing import TextIO
 
 import click
 
 from analysis.load import load_run
+from analysis.markdown import number
 from analysis.table import rows_of, to_markdown
+from analysis.terminal import say, say_markdown, say_usage
 
 #: Warnings that are printed; the page has all.
 _SAID = 20
@@ -24,9 +28,9 @@ def cli() -> None:
 def table(runs: tuple[Path, ...]) -> None:
     """Print a Markdown table of RUNS; runs that differ in the seed alone make one row."""
     try:
-        click.echo(to_markdown(rows_of(load_run(run) for run in runs)))
+        say_markdown(to_markdown(rows_of(load_run(run) for run in runs)))
     except ValueError as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
 
 
@@ -44,12 +48,12 @@ def paper(runs: tuple[Path, ...], output: Path) -> None:
     try:
         written, left_out = build_page(runs, output)
     except (ValueError, OSError) as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
     for line in left_out:
-        click.echo(f"analysis: left out: {line}", err=True)
+        say(f"analysis: left out: {line}", error=True)
     pictures = sum(path.suffix == ".png" for path in written)
-    click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
+    say(f"{number(pictures, 'figure')} and the page: {output / 'index.html'}")
 
 
 @cli.command()
@@ -68,16 +72,16 @@ def report(runs: tuple[Path, ...], output: Path, extra_p: Path | None, mllog: Pa
     from analysis.report.build import build_report
 
     try:
-        written, warnings = build_report(runs, output, extra_p=extra_p, mllog=mllog)
+        written, problems = build_report(runs, output, extra_p=extra_p, mllog=mllog)
     except (ValueError, OSError) as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
-    for line in warnings[:_SAID]:
-        click.echo(f"analysis: {line}", err=True)
-    if warnings[_SAID:]:
-        click.echo(f"analysis: and {len(warnings) - _SAID} more warnings, see the page", err=True)
+    for line in problems[:_SAID]:
+        say(f"analysis: {line}", error=True)
+    if problems[_SAID:]:
+        say(f"analysis: and {number(len(problems) - _SAID, 'more warning')}, see the page", error=True)
     pictures = sum(path.suffix == ".png" for path in written)
-    click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
+    say(f"{number(pictures, 'figure')} and the page: {output / 'index.html'}")
 
 
 @cli.command()
@@ -89,9 +93,9 @@ def compare(one: Path, other: Path) -> None:
     from analysis.compare import to_text
 
     try:
-        click.echo(to_text(compared(one, other)))
+        say_markdown(to_text(compared(one, other)))
     except ValueError as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
 
 
@@ -106,12 +110,37 @@ def tail(run: Path, once: bool, every: float) -> None:
     try:
         state = follow(run, once=once, every=every)
     except ValueError as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
     except KeyboardInterrupt:
         return
     sys.exit(1 if state.startswith(("failed", "stalled")) else 0)
 
 
+def main() -> None:
+    """Run the command line; what is wrong with it is said as it is, and so are warnings."""
+    warnings.showwarning = _warn
+    try:
+        cli.main(prog_name="python -m analysis", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        say_usage(error)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    say(f"analysis: {message}", error=True)
+
+
 if __name__ == "__main__":
-    cli()
+    main()

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.load import SCHEMA, counted
+from analysis.load import SCHEMA
+from analysis.markdown import number
 
 Array = NDArray[np.float64]
 
@@ -67,7 +68,7 @@ def read_columns(path: Path) -> Columns:
     last = _last_course(table[:, 0])
     if again := int(np.count_nonzero(~last)):
         problems.append(
-            f"{path.name}: {counted(again, 'step')} {'was' if again == 1 else 'were'} made again after a resume; "
+            f"{path.name}: {number(again, 'step')} {'was' if again == 1 else 'were'} made again after a resume; "
             "the last count"
         )
         table, phases = table[last], phases[last]
@@ -122,7 +123,7 @@ def _without_negative(seconds: NDArray[np.float32], path: Path, problems: list[s
     if not negative.any():
         return seconds
     problems.append(
-        f"{path.name}: {counted(int(np.count_nonzero(negative)), 'step')} of negative time have no time in this report"
+        f"{path.name}: {number(int(np.count_nonzero(negative)), 'step')} of negative time have no time in this report"
     )
     return np.where(negative[:, None], np.float32(math.nan), seconds)
 

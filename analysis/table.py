@@ -9,9 +9,14 @@ from statistics import mean, stdev
 from typing import Any
 
 from analysis.load import Run
+from analysis.markdown import table
 
 #: Phases in which a rank works or waits for the exchange, beside computing the gradient.
 _EXCHANGE = ("agree", "sparsify", "encode", "exchange", "decode")
+
+_COLUMNS = [
+    "run", "ranks", "repeats", "test accuracy", "test loss", "into each rank", "dense / this", "seconds", "exchange",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,21 @@ def rows_of(runs: Iterable[Run]) -> list[Row]:
 
 def to_markdown(rows: Iterable[Row]) -> str:
     """Return the rows as a Markdown table; means with standard deviations over the runs of a row."""
-    lines = [
-        "| run | ranks | repeats | test accuracy | test loss | into each rank | dense / this | seconds | exchange |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    return table(_COLUMNS, (_cells(row) for row in rows), right=True)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.name,
+        str(row.ranks),
+        str(len(row.accuracy)),
+        f"{_spread(row.accuracy, 100, 2)} %",
+        _spread(row.loss, 1, 4),
+        f"{row.received / 1e6:.1f} MB",
+        f"{row.dense_ratio:.1f}",
+        f"{row.seconds:.0f}",
+        f"{row.exchange_share:.0%}",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.ranks} | {len(row.accuracy)} | {_spread(row.accuracy, 100, 2)} % | "
-            f"{_spread(row.loss, 1, 4)} | {row.received / 1e6:.1f} MB | {row.dense_ratio:.1f} | {row.seconds:.0f} | "
-            f"{row.exchange_share:.0%} |"
-        )
-    return "\n".join(lines)
 
 
 def _identity(run: Run) -> str:

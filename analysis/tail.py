@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from analysis.load import counted
+from analysis.markdown import number
 from analysis.report.tables import bytes_text, time_text
+from analysis.terminal import Screen
 
 #: Steps that rates and means are of; seconds without a line after which a run counts as stalled, and how many times the
 #: usual pause between lines that has to be.
@@ -120,7 +121,7 @@ def show(progress: Progress, now: float) -> Table:
     table.add_row("state", progress.state(now))
     aim = progress.aim or None
     share = f" of {aim:,} ({progress.step / aim:.0%})" if aim else ""
-    table.add_row("steps", f"{progress.step:,}{share}, {counted(progress.ranks, 'rank')}")
+    table.add_row("steps", f"{progress.step:,}{share}, {number(progress.ranks, 'rank')}")
     each = progress.seconds_a_step
     if progress.recent:
         left = max(0, progress.aim - progress.step) * each
@@ -131,7 +132,7 @@ def show(progress: Progress, now: float) -> Table:
     if progress.evaluation:
         line = progress.evaluation
         told = [f"{key} {line[key]:.4g}" for key in ("loss", "accuracy", "suboptimality") if line.get(key) is not None]
-        table.add_row("evaluation", f"{', '.join(told)} after {counted(line['step'], 'step')}")
+        table.add_row("evaluation", f"{', '.join(told)} after {number(line['step'], 'step')}")
     return table
 
 
@@ -139,7 +140,7 @@ def _add_numbers(table: Table, progress: Progress) -> None:
     losses = [line["loss"] for line in progress.recent if line.get("loss") is not None]
     if losses:
         table.add_row(
-            "training loss", f"{losses[-1]:.4f}, mean of the last {counted(len(losses), 'step')} {_mean(losses):.4f}"
+            "training loss", f"{losses[-1]:.4f}, mean of the last {number(len(losses), 'step')} {_mean(losses):.4f}"
         )
     count = sum(line["count"] for line in progress.recent)
     entries = sum(line["entries"] for line in progress.recent)
@@ -165,7 +166,7 @@ def follow(
     Raises:
         ValueError: there is no run in the directory.
     """
-    console = console or Console()
+    console = console or Screen()
     progress = Progress(directory)
     progress.look()
     if once or not console.is_terminal:
@@ -195,10 +196,10 @@ def _print(
             each, shown = progress.seconds_a_step, progress.step
             loss = progress.recent[-1].get("loss")
             told = "" if loss is None else f", loss {loss:.4f}"
-            console.print(f"step {shown:,} of {progress.aim:,}{told}, {time_text(each)} a step", highlight=False)
+            console.print(f"step {shown:,} of {progress.aim:,}{told}, {time_text(each)} a step")
     state = progress.state(clock())
     if not once:
-        console.print(state, highlight=False)
+        console.print(state)
     return state
 
 

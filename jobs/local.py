@@ -14,6 +14,7 @@ from jobs.plan import Batch
 from jobs.prepare import STATE
 from mpisparse.errors import ConfigError
 from mpisparse.training.study import describe
+from mpisparse.words import counted
 
 #: Exit codes after which no other run follows: saved to go on later, a configuration that is wrong, Ctrl-C.
 _ENDING = (75, 78, 130)
@@ -44,7 +45,7 @@ def make_here(
         begin = perf_counter()
         code = _make(directory / batch.directory, run.index, [*_launch(launcher, batch.ranks), "mpisparse"], options)
         ending = "" if code == 0 else f": exit code {code}, see {directory / batch.directory / 'local.out'}"
-        place = f"{number}/{len(runs)} on {batch.ranks} rank{'s' * (batch.ranks > 1)}"
+        place = f"{number}/{len(runs)} on {counted(batch.ranks, 'rank')}"
         say(f"{place}, {perf_counter() - begin:.1f} s: {run.directory} ({describe(run.settings)}){ending}")
         worst = worst or code
         if code in _ENDING:

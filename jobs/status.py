@@ -15,9 +15,10 @@ from rich.table import Table
 
 from jobs.prepare import STATE
 from jobs.render import SUBMITTED
-from mpisparse.errors import ConfigError, counted
+from mpisparse.errors import ConfigError
 from mpisparse.runtime.runlog import last_line
 from mpisparse.training.sweepfiles import Failure
+from mpisparse.words import counted
 
 STATES = ("finished", "running", "queued", "stopped", "failed", "not begun")
 

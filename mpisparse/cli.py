@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
+from mpisparse.terminal import Screen, say, say_usage
 from mpisparse.tools.command import checkpoint
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def sweep(
         if not (if_data and error.on_all_ranks):
             raise
         if speaks():
-            click.echo(f"mpisparse: {plan.name} is left out: {error}", err=True)
+            say(f"mpisparse: {plan.name} is left out: {error}", error=True)
 
 
 def _print_runs(study: Study, only: range | None, as_json: bool) -> None:
@@ -149,7 +149,7 @@ def _print_runs(study: Study, only: range | None, as_json: bool) -> None:
         click.echo(json.dumps(runs, indent=2))
     else:
         for run in runs:
-            click.echo(f"{run['index']:4d}  {describe(run['settings'])}")
+            say(f"{run['index']:4d}  {describe(run['settings'])}")
 
 
 def _indices(only: str | None) -> range | None:
@@ -170,7 +170,7 @@ def show_config(config: Path, settings: tuple[str, ...]) -> None:
     """Print CONFIG as it would be used, every key with its value."""
     from mpisparse.training.configfile import read_config, to_toml
 
-    click.echo(to_toml(read_config(config, settings)), nl=False)
+    say(to_toml(read_config(config, settings)).rstrip("\n"), keep="\n")
 
 
 @cli.command()
@@ -194,9 +194,10 @@ def check(as_json: bool, directory: Path) -> None:
     elif comm.rank == 0:
         table = Table("what", "", "found", title=f"mpisparse {surroundings.mpisparse}", title_justify="left")
         for finding in findings:
-            hint = f"\n{finding.hint}" if finding.hint else ""
-            table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found + hint)
-        Console(highlight=False).print(table)
+            table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found)
+            if finding.hint:
+                table.add_row("", "", finding.hint)
+        Screen().print(table)
     raise SystemExit(0 if well else MpiSparseError.exit_code)
 
 
@@ -209,7 +210,7 @@ def explain_hang(directory: Path) -> None:
 
     below = directory / "crash"
     for line in explain(read_dumps(below if below.is_dir() else directory)):
-        click.echo(line)
+        say(line)
 
 
 def main() -> None:
@@ -220,7 +221,7 @@ def main() -> None:
         raise SystemExit(done.exit_code) from None
     except click.ClickException as error:
         if speaks():
-            error.show()
+            say_usage(error)
         raise SystemExit(error.exit_code) from None
     except (click.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
@@ -234,9 +235,9 @@ def _leave(error: MpiSparseError) -> None:
 
     alone = not (error.on_all_ranks or isinstance(error, LaunchError))
     if speaks() or alone:
-        click.echo(f"mpisparse: {type(error).__name__}: {error}", err=True)
+        say(f"mpisparse: {type(error).__name__}: {error}", error=True)
         for note in getattr(error, "__notes__", ()):
-            click.echo(f"mpisparse: {note}", err=True)
+            say(f"mpisparse: {note}", error=True)
     if alone and "mpi4py.MPI" in sys.modules:
         from mpisparse.comm.abort import abort_job
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
 from mpisparse.replicas import bits_of, broadcast_tensor, named_parameters
+from mpisparse.words import counted
 
 #: What to do when a replica differs: end with an error, or give all ranks what most of them hold.
 Diverged = Literal["raise", "broadcast"]
@@ -103,7 +104,7 @@ class ReplicaCheck:
             return
         self.mended.append(found)
         if self._comm.rank == 0:
-            self.say(f"after {step} steps {found.describe(self._comm.size)}: replaced by what most hold")
+            self.say(f"after {counted(step, 'step')} {found.describe(self._comm.size)}: replaced by what most hold")
 
 
 def check_replicas(
@@ -150,7 +151,10 @@ def _compare(comm: Communicator, named: Sequence[tuple[str, Tensor]], diverged: 
 def _gather_checksums(comm: Communicator, named: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint64]:
     """Return the checksums of all ranks' tensors, uint64 of shape (size, tensors), the tensors being the same."""
     names = [f"{name}: {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named]
-    mine = np.array([zlib.crc32("\n".join(names).encode()), *(bits_of(tensor) for _, tensor in named)], np.uint64)
+    mine = np.array(
+        [zlib.crc32("\n".join(names).encode(errors="surrogatepass")), *(bits_of(tensor) for _, tensor in named)],
+        np.uint64,
+    )
     reports = comm.allgather_bytes(mine.tobytes())
     if any(report[:8] != reports[0][:8] for report in reports):
         require_same(comm, "the replicas' tensors", names)

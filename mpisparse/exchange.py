@@ -22,6 +22,7 @@ from mpisparse.phases import Phases
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
+from mpisparse.words import counted
 
 Bytes = NDArray[np.uint8]
 Vector = NDArray[np.float32]
@@ -191,7 +192,7 @@ class GradientExchange:
         """Raise NonFiniteError, on all ranks as all hold the same mean: finite gradients add up to infinity."""
         raise alike(
             NonFiniteError(
-                f"after {self.step} steps the sum over ranks overflows float32 in {self.flat.where(place)}: "
+                f"after {counted(self.step, 'step')} the sum over ranks overflows float32 in {self.flat.where(place)}: "
                 "lower the learning rate, or scale the loss down"
             )
         )
@@ -217,8 +218,8 @@ class GradientExchange:
             comm = self.collective.comm
             raise WireError(
                 f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} "
-                f"after {self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on "
-                "from a checkpoint, and if it comes again look at that node's memory and network"
+                f"after {counted(self.step, 'step')}: {error}. No parameter changed, but memories count the step as "
+                "sent: go on from a checkpoint, and if it comes again look at that node's memory and network"
             ) from error
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
@@ -314,7 +315,7 @@ class GradientExchange:
         assert isinstance(saved, list)
         if len(saved) != len(self.tracked):
             raise CheckpointError(
-                f"the saved state is of {len(saved)} buckets, this exchange has {len(self.tracked)}: "
+                f"the saved state is of {counted(len(saved), 'bucket')}, this exchange has {len(self.tracked)}: "
                 "resume with the layout that saved it"
             )
         for tracked, theirs in zip(self.tracked, saved, strict=True):

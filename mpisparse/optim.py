@@ -28,7 +28,7 @@ from mpisparse.combinations import (
 )
 from mpisparse.comm import Communicator, agreed, world
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
-from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError, counted
+from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
 from mpisparse.flat import FlatGradients, Layout
@@ -40,6 +40,7 @@ from mpisparse.rehearsal import rehearse_together
 from mpisparse.replicas import make_replicas, options_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
+from mpisparse.words import counted
 
 #: The key under which `state_dict` keeps what a plain optimizer does not have.
 STATE_KEY = "mpisparse"
@@ -512,8 +513,9 @@ class DistributedOptimizer(Optimizer):
     def describe(self) -> str:
         """Return one line for people: what is trained, what is sent, and what is kept."""
         whole = self.flat.buffer.numel() - self.flat.sparse_numel
+        parameters, buckets = self.flat.buffer.numel(), len(self.flat.buckets)
         return (
-            f"{self.flat.buffer.numel()} parameters ({whole} always dense) in {len(self.flat.buckets)} buckets, "
+            f"{counted(parameters, 'parameter')} ({whole} always dense) in {counted(buckets, 'bucket')}, "
             f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, "
             f"{counted(self.comm.size, 'rank')}"
         )

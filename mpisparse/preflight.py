@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
+from mpisparse.words import counted
 
 NonFinite = Literal["raise", "skip"]
 
@@ -90,7 +91,9 @@ def clear_for_exchange(
         MpiSparseError: gradients changed after they were sent ahead.
     """
     known = [step, _NONE if samples is None else samples, _NONE if bad_entry is None else bad_entry]
-    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), int(news), *_pack(present)])
+    reports = comm.allgather(
+        [*known, zlib.crc32("\n".join(options).encode(errors="surrogatepass")), int(news), *_pack(present)]
+    )
     _require_same_step(reports[:, _STEP])
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)
@@ -158,7 +161,7 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 
 
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
-    found = f"after {step} steps the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
+    found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
     if News.OVERLAPS in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "

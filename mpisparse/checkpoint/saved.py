@@ -18,7 +18,8 @@ from mpisparse.checkpoint.manifest import (
     verify_listing,
 )
 from mpisparse.checkpoint.tree import Tree
-from mpisparse.errors import CheckpointError, counted
+from mpisparse.errors import CheckpointError
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from mpi4py.run import set_abort_status
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.recorder import ENDED
 from mpisparse.errors import MpiSparseError
+from mpisparse.words import visible
 
 #: Seconds between looks whether the others have ended, too.
 _GOODBYE_PAUSE = 0.01
@@ -44,7 +45,8 @@ def install_abort_hook(rank: int, size: int, before: Callable[[], object] = lamb
         if rank != 0 and isinstance(error, MpiSparseError) and error.on_all_ranks:
             return
         text = "".join(traceback.format_exception(kind, error, trace))
-        sys.stderr.write("".join(f"[rank {rank} of {size}] {line}\n" for line in text.splitlines()))
+        lines = text.rstrip("\n").split("\n")
+        sys.stderr.write("".join(f"[rank {rank} of {size}] {visible(line)}\n" for line in lines))
         wait_until_heard(sys.stderr)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

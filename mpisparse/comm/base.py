@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mpisparse.comm.recorder import Call, Recorder
 from mpisparse.comm.window import Window, WindowKind
 from mpisparse.errors import CommError, ConfigError, alike
+from mpisparse.words import counted
 
 if TYPE_CHECKING:
     import h5py
@@ -307,7 +308,9 @@ class Communicator(ABC):
             ConfigError: shared memory was asked for on several nodes, or a number of entries that no window has.
         """
         if not 0 < numel <= WINDOW_LIMIT:
-            raise alike(ConfigError(f"a window of {numel} entries was asked for: give 1 to {WINDOW_LIMIT}"))
+            raise alike(
+                ConfigError(f"a window of {counted(numel, 'entry', 'entries')} was asked for: give 1 to {WINDOW_LIMIT}")
+            )
         nodes = self.describe().nodes
         if kind == "shared" and nodes > 1:
             raise alike(

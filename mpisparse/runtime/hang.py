@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.comm.recorder import ENDED
-from mpisparse.errors import counted
 from mpisparse.runtime.dump import Dump
+from mpisparse.words import counted
 
 #: In the names of files that are no part of anybody's program.
 _LIBRARIES = ("/site-packages/", "/lib/python", "<frozen ", str(Path(__file__).resolve().parent.parent))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import atexit
 import platform
-import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.comm import Communicator, world
-from mpisparse.errors import counted
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
+from mpisparse.terminal import say
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def start(
         machines=machines_among(places),
     )
     if banner and comm.rank == 0:
-        print(surroundings.banner(), file=sys.stderr, flush=True)
+        say(surroundings.banner(), error=True)
     return comm, surroundings
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from mpisparse.comm import Communicator, gather_json
 from mpisparse.errors import CommError, ConfigError, HangError, MpiSparseError
 from mpisparse.runtime.dump import Dump, dump_path, make_dump, read_dumps, write_dump
 from mpisparse.runtime.hang import summary
+from mpisparse.terminal import say as say_line
 
 #: Seconds after which a wait is a hang, where nobody says otherwise.
 DEFAULT_LIMIT = 600.0
@@ -206,4 +206,4 @@ def _state(process: int) -> str:
 
 
 def _say_on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say_line(text, error=True)

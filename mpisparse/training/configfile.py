@@ -16,6 +16,14 @@ from mpisparse.errors import ConfigError
 from mpisparse.training.config import CHOICES, RunConfig, optimizer_options
 from mpisparse.training.section import unknown_key
 
+#: What a key takes, by the kind of problem that pydantic finds, where it would speak of Python's types.
+_RULES = {
+    **dict.fromkeys(("list_type", "tuple_type", "set_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "a table"),
+    "bool_type": "true or false",
+    "string_type": "text in quotes",
+}
+
 
 def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
     """Return the configuration in `path` with `settings` over it.
@@ -155,10 +163,15 @@ def explain(problem: Any) -> str:
         return f"{_place(problem)}: the key 'name' is missing"
     if problem["type"] == "missing":
         return f"{_place(problem)}: this key is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem["input"]
-    shown = "" if problem["type"] == "value_error" else f", not {value!r}"
-    return f"{_place(problem)}: {message}{shown}"
+    if problem["type"] == "value_error":
+        return f"{_place(problem)}: {problem['msg'].removeprefix('Value error, ')}"
+    rule = _RULES.get(problem["type"])
+    message = f"Input should be {rule}" if rule else problem["msg"]
+    return f"{_place(problem)}: {message}, not {_as_in_toml(problem['input'])}"
+
+
+def _as_in_toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _place(problem: Any) -> str:

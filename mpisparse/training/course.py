@@ -9,7 +9,7 @@ from typing import Any
 
 from mpisparse.checkpoint import Checkpointer
 from mpisparse.comm import Communicator, from_root, gather_json
-from mpisparse.errors import NonFiniteError, counted
+from mpisparse.errors import NonFiniteError
 from mpisparse.phases import NAMES
 from mpisparse.runtime import Preemption
 from mpisparse.runtime.preemption import EXIT_CODE
@@ -23,6 +23,7 @@ from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.optimum import Optimum
 from mpisparse.training.saving import Saving
 from mpisparse.training.trainer import Trainer
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, slots=True)

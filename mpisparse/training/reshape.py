@@ -12,7 +12,8 @@ from torch import Tensor
 from mpisparse.checkpoint import Norms, Residual, Saved, Tally
 from mpisparse.checkpoint.reshape import Blend, ExchangeBlend, begins_in, shares
 from mpisparse.comm import Communicator
-from mpisparse.errors import CheckpointError, counted
+from mpisparse.errors import CheckpointError
+from mpisparse.words import counted
 
 #: What `Trainer.rank_state` holds.
 _KEYS = {"exchange", "random", "buffers"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from mpisparse.comm import Communicator, from_root, require_same
-from mpisparse.errors import ConfigError, DataError, LaunchError, MpiSparseError, NonFiniteError, counted
+from mpisparse.errors import ConfigError, DataError, LaunchError, MpiSparseError, NonFiniteError
 from mpisparse.runtime import Preemption, Surroundings
 from mpisparse.runtime.preemption import EXIT_CODE
 from mpisparse.training.console import SweepConsole
@@ -17,6 +17,7 @@ from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
 from mpisparse.training.sweepfiles import Failure, claim, forget_failure, look_up, table, write_failure
+from mpisparse.words import counted
 
 #: What a person has to put right, and what would meet the next run as well.
 _ENDING = (ConfigError, DataError, LaunchError)

@@ -19,7 +19,8 @@ import torch
 from mpisparse.checkpoint import Checkpointer, FileEntry, Manifest, Restored, checkpointer, list_checkpoints, verify
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.local import run_ranks
-from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, RankMismatchError, counted
+from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, RankMismatchError
+from mpisparse.words import counted
 
 SIZES = [1, 2, 3]
 

@@ -10,11 +10,12 @@ import pytest
 
 from mpisparse.comm import solo
 from mpisparse.comm.launcher import launch_words
-from mpisparse.errors import NonFiniteError, counted
+from mpisparse.errors import NonFiniteError
 from mpisparse.runtime import start
 from mpisparse.training.command import Command
 from mpisparse.training.configfile import parse_config
 from mpisparse.training.run import run_training
+from mpisparse.words import counted
 
 SETTINGS = ("sparsifier.name=topk", "training.length=4 epochs", "name=it's")
 

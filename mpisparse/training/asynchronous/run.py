@@ -12,7 +12,7 @@ import torch
 from mpisparse import random
 from mpisparse.checkpoint import Checkpointer
 from mpisparse.comm import Communicator, SharedWindow, Window, agreed, gather_json
-from mpisparse.errors import ConfigError, counted
+from mpisparse.errors import ConfigError
 from mpisparse.kernels import linear
 from mpisparse.kernels.linear import Choice, Samples
 from mpisparse.rehearsal import leaders_first
@@ -38,6 +38,7 @@ from mpisparse.training.directory import describe_optimum, describe_run, open_di
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
+from mpisparse.words import counted
 
 #: Shares between two snapshots at least, so that these can be taken about when they are due.
 _SHARES_A_SNAPSHOT = 4

@@ -16,6 +16,7 @@ from torch import Tensor
 from mpisparse.errors import ConfigError, DataError
 from mpisparse.training.data.base import Dataset, Split, every_fifth
 from mpisparse.training.data.files import opened, without_mark
+from mpisparse.words import counted
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -97,7 +98,9 @@ def load(
         raise DataError(f"{train_path} holds the one label {classes[0]:g}: two classes or more are needed")
     whole = _dataset("libsvm train", train_path, train_rows, base, width, classes)
     if test is None and len(whole) < 5:
-        raise DataError(f"{train_path} holds {len(whole)} samples, too few to keep every fifth for a test: give test")
+        raise DataError(
+            f"{train_path} holds {counted(len(whole), 'sample')}, too few to keep every fifth for a test: give test"
+        )
     if test is None:
         return _cut(whole)
     return Split(whole, _dataset("libsvm test", test_path, test_rows, base, width, classes))
