@@ -95,7 +95,7 @@ class FlatGradients:
         sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
         dense = [(name, p) for name, p in named if layout.is_dense(p)]
         self.slots = tuple(_slots(sparse + dense))
-        self.buffer = torch.zeros(self.slots[-1].stop, device=_common_device(named))
+        self.buffer = torch.zeros(self.slots[-1].stop, dtype=torch.float32, device=_common_device(named))
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
         self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
