@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 from weakref import WeakMethod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from mpisparse.errors import ConfigError
 from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
 
 Granularity = Literal["model", "tensor", "bucket"]
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,10 @@ class FlatGradients:
         #: Called with a slot's number when autograd has finished its gradient and it is in the buffer.
         self.on_final: Callable[[int], None] | None = None
         self._numbers = {id(slot.parameter): number for number, slot in enumerate(self.slots)}
-        for slot in self.slots:
-            slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
+        hooks = [s.parameter.register_post_accumulate_grad_hook(weakly(self._finished)) for s in self.slots]  # type: ignore[no-untyped-call]
+        #: Takes the hooks off the parameters; called when nobody uses this any more, at the latest.
+        self.release = weakref.finalize(self, _remove, hooks)
+        self.release.atexit = False
 
     @property
     def vector(self) -> Anywhere:
@@ -199,16 +204,21 @@ class FlatGradients:
             parameter.grad = view
 
 
-def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """Return a hook that calls `method` while its object lives, so that a parameter does not keep an old buffer."""
+def weakly(method: Callable[[Given], None]) -> Callable[[Given], None]:
+    """Return a hook that calls `method` while its object lives, so that whoever holds the hook does not keep that."""
     reference = WeakMethod(method)
 
-    def hook(parameter: Tensor) -> None:
+    def hook(given: Given) -> None:
         alive = reference()
         if alive is not None:
-            alive(parameter)
+            alive(given)
 
     return hook
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
-from mpisparse.flat import FlatGradients, Layout
+from mpisparse.flat import FlatGradients, Layout, weakly
 from mpisparse.memory import Memory, NoMemory, default_memory
 from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
@@ -38,6 +39,9 @@ from mpisparse.wire import Wire
 
 #: The key under which `state_dict` keeps what a plain optimizer does not have.
 STATE_KEY = "mpisparse"
+
+#: What holds communicators and buffers, and goes when the optimizer is closed.
+_HELD = ("comm", "flat", "exchange", "_early", "_replicas")
 
 
 class DistributedOptimizer(Optimizer):
@@ -54,6 +58,8 @@ class DistributedOptimizer(Optimizer):
       changes gradients goes between `synchronize` and `step`, and a backward pass cannot be thrown away.
     - `state_dict` adds this rank's memory under the key "mpisparse": save it on every rank. `load_state_dict` also
       takes a plain optimizer's state.
+    - It takes up to four of MPI's two thousand communicators. `close`, the end of a `with` block, or letting go of it
+      frees them for the next one. It cannot be copied or pickled.
 
     Args:
         optimizer: any torch optimizer but LBFGS and SparseAdam.
@@ -125,6 +131,7 @@ class DistributedOptimizer(Optimizer):
             )
             self._faults = faults_of(self.comm.rank)
         self.phases = phases or Phases()
+        self._closed = False
         #: Steps that were skipped, and where the gradient of the last one held NaN or infinity.
         self.skipped = 0
         self.skipped_because = ""
@@ -356,7 +363,7 @@ class DistributedOptimizer(Optimizer):
 
     def _watch(self) -> None:
         """Have backward tell which gradients are final, as long as there is something to make of it."""
-        self.flat.on_final = self._final if self._early.may_overlap else None
+        self.flat.on_final = weakly(self._final) if self._early.may_overlap else None
 
     def _final(self, number: int) -> None:
         if not self._synchronized:
@@ -400,11 +407,54 @@ class DistributedOptimizer(Optimizer):
         """Refuse: the buffer is laid out already."""
         raise ConfigError("add parameter groups to the optimizer before it is wrapped: the gradient buffer is laid out")
 
+    def close(self) -> None:
+        """Let go of buffer, memory and communicators; the wrapped optimizer and the model can be wrapped again.
+
+        Not collective: MPI gets the communicators back when the ranks next make some together. Once is enough. What is
+        called afterwards, but for what the wrapped optimizer knows, is an error.
+
+        Raises:
+            MpiSparseError: between `backward` and the exchange, when messages are on their way.
+        """
+        if not self._closed:
+            self._early.refuse_while_in_the_air("close()")
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after an error also where messages are on their way."""
+        if error is None:
+            self.close()
+        elif not self._closed:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self.flat.release()
+        for name in _HELD:
+            del self.__dict__[name]
+
     def __getattr__(self, name: str) -> Any:
         # Only for what is not found here, such as the hook tables that torch looks up on every optimizer.
-        if name == "optimizer":
+        if name == "optimizer" or name.startswith("__"):
             raise AttributeError(name)
+        if name in _HELD and self.__dict__.get("_closed"):
+            raise MpiSparseError(
+                "this DistributedOptimizer is closed: step on the optimizer that it wrapped, or wrap that again"
+            )
         return getattr(self.optimizer, name)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would share the communicators, and feed on the same gradients."""
+        raise ConfigError(
+            "a DistributedOptimizer cannot be copied or pickled, as it holds communicators of this process and the "
+            "buffer of the model's gradients: copy the model and the optimizer that it wraps together, "
+            "copy.deepcopy((model, optimizer.optimizer)), and wrap the copies; or save its state_dict()"
+        )
 
     @property
     def mended(self) -> list[Divergence]:
@@ -420,4 +470,6 @@ class DistributedOptimizer(Optimizer):
         )
 
     def __repr__(self) -> str:
+        if self._closed:
+            return f"DistributedOptimizer({self.optimizer!r}: closed)"
         return f"DistributedOptimizer({self.optimizer!r}: {self.describe()})"

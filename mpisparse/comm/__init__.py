@@ -42,9 +42,9 @@ def world() -> Communicator:
     limit = start_limit()
     try:
         with ended_after(limit, words_of(limit)):
-            from mpisparse.comm.mpi import MPICommunicator
+            from mpisparse.comm.mpi import everybody
 
-            comm = MPICommunicator()
+            comm = everybody().duplicate("world")
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
             f"no MPI library could be loaded ({error}): install one beside mpi4py with `pip install mpich`, "

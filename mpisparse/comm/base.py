@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.comm.recorder import Call, Recorder
+from mpisparse.comm.handles import Handles
+from mpisparse.comm.recorder import Call, GivenBack, Lane, Recorder
 from mpisparse.comm.window import Window, WindowKind
 from mpisparse.errors import CommError, ConfigError, alike
 
@@ -88,6 +90,8 @@ class Communicator(ABC):
     - Calls that are started (`start_...`) have to be so in the same order on all ranks, among themselves and with the
       other calls of this communicator. Where threads call, give each a duplicate, and look at `thread_level`.
     - Every call is noted in `lane`, whose recorder all duplicates share: a watchdog reads there who waits since when.
+    - MPI has room for about two thousand communicators. One that is dropped on all ranks is given back when they make
+      the next duplicate of what it duplicates; `free` gives it back at once.
     """
 
     rank: int
@@ -97,7 +101,10 @@ class Communicator(ABC):
         self.rank = rank
         self.size = size
         self._call_limit = call_limit
-        self.lane = Recorder().lane("world")
+        self.lane: Lane = Recorder().lane("world")
+        #: What this one duplicates, so that it is not given back before this one is, and its number there.
+        self._origin: tuple[Communicator, int] | None = None
+        self._handles = Handles()
 
     # What every implementation brings -------------------------------------------------------------------------------
 
@@ -106,8 +113,8 @@ class Communicator(ABC):
         """Return what `duplicate` returns."""
 
     @abstractmethod
-    def free(self) -> None:
-        """Give back this communicator and all duplicates of it, of which none may be used afterwards."""
+    def _release(self) -> Callable[[], object]:
+        """Return what gives this communicator back, on all ranks together, and does not hold it."""
 
     @abstractmethod
     def _describe(self) -> Description:
@@ -170,10 +177,42 @@ class Communicator(ABC):
         Args:
             name: what to call it where a hang is explained; this one's name by default.
         """
+        self._give_back_dropped()
         with self.lane.call("duplicate"):
             fresh = self._duplicate()
         fresh.lane = self.lane.recorder.lane(name or self.lane.kind)
+        weakref.finalize(fresh, fresh.lane.recorder.retire, fresh.lane).atexit = False
+        fresh._origin = self, self._handles.add(fresh, fresh._release(), fresh._handles)
         return fresh
+
+    @property
+    def root(self) -> Communicator:
+        """Return the communicator that this one is a duplicate of, in the end; itself where it is none."""
+        return self if self._origin is None else self._origin[0].root
+
+    def free(self) -> None:
+        """Give back this communicator and all duplicates of it, none of which can be used any more. Once is enough."""
+        if isinstance(self.lane, GivenBack):
+            return
+        if self._origin is None:
+            self._handles.give_back_all()
+            self.refuse_calls()
+            self._release()()
+        else:
+            origin, number = self._origin
+            origin._handles.give_back([number])
+
+    def refuse_calls(self) -> None:
+        """Have every later call raise CommError."""
+        self.lane = GivenBack(self.lane, self.rank)
+
+    def _give_back_dropped(self) -> None:
+        """Give back the duplicates that all ranks have dropped: their garbage collectors run at times of their own."""
+        if not self._handles:
+            return
+        mine = np.array(self._handles.dropped(), np.int64)
+        theirs = [set(np.frombuffer(numbers, np.int64).tolist()) for numbers in self.allgather_bytes(mine.tobytes())]
+        self._handles.give_back(set.intersection(*theirs))
 
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""

@@ -95,8 +95,8 @@ class LocalCommunicator(Communicator):
         meeting = self._meeting.swap(self.rank, fresh)[0]
         return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
 
-    def free(self) -> None:
-        """Do nothing: threads hold nothing that has to be given back."""
+    def _release(self) -> Callable[[], object]:
+        return _nothing
 
     def _describe(self) -> Description:
         return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)
@@ -148,6 +148,10 @@ class LocalCommunicator(Communicator):
 
     def _accumulate_window(self, numel: int) -> Window:
         raise alike(ConfigError("threads of one process have no MPI to accumulate with: use window shared, or auto"))
+
+
+def _nothing() -> None:
+    """Give nothing back: threads hold nothing of MPI's."""
 
 
 def solo() -> LocalCommunicator:

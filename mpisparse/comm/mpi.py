@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from mpisparse.comm.abort import wait_until_heard
 from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
 from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
+from mpisparse.comm.recorder import Recorder
 from mpisparse.comm.window import Window
+from mpisparse.errors import CommError
 
 if TYPE_CHECKING:
     import h5py
@@ -58,18 +62,19 @@ class MPICommunicator(Communicator):
     def __init__(self, comm: MPI.Intracomm | None = None, call_limit: int = CALL_LIMIT) -> None:
         """Collective: duplicate `comm`, MPI_COMM_WORLD by default."""
         self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        self._duplicates: list[MPICommunicator] = []
         super().__init__(self._comm.Get_rank(), self._comm.Get_size(), call_limit)
 
-    def free(self) -> None:
-        """Give back this communicator and all duplicates of it. MPI has a few thousand of them in all."""
-        while self._duplicates:
-            self._duplicates.pop().free()
-        self._comm.Free()
-
     def _duplicate(self) -> MPICommunicator:
-        self._duplicates.append(MPICommunicator(self._comm, self._call_limit))
-        return self._duplicates[-1]
+        try:
+            return MPICommunicator(self._comm, self._call_limit)
+        except MPI.Exception as error:
+            raise CommError(
+                f"rank {self.rank}: MPI made no further communicator ({error}), and {len(self._handles)} duplicates of "
+                f"{self.lane.name!r} are in use: close() optimizers that are done with, or let go of them"
+            ) from error
+
+    def _release(self) -> Callable[[], object]:
+        return self._comm.Free
 
     def _describe(self) -> Description:
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
@@ -138,6 +143,14 @@ class MPICommunicator(Communicator):
         import h5py
 
         return h5py.File(path, "r+", driver="mpio", comm=self._comm) if h5py.get_config().mpi else None
+
+
+@cache
+def everybody() -> MPICommunicator:
+    """Return the communicator that all others of this process duplicate. Collective when it is called first."""
+    comm = MPICommunicator()
+    comm.lane = Recorder().lane("everybody")
+    return comm
 
 
 def _library_name(version: str) -> str:
