@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same, summarise
-from mpisparse.comm.base import Communicator, Description, Pending
+from mpisparse.comm.base import Communicator, Description
 from mpisparse.comm.local import run_ranks, solo
+from mpisparse.comm.pending import Pending
 from mpisparse.comm.window import SharedWindow, Window, WindowKind
 
 __all__ = [

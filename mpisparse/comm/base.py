@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpisparse.comm.handles import Handles
-from mpisparse.comm.recorder import Call, GivenBack, Lane, Recorder
+from mpisparse.comm.pending import Pending
+from mpisparse.comm.recorder import GivenBack, Lane, Recorder
 from mpisparse.comm.window import Window, WindowKind
 from mpisparse.errors import CommError, ConfigError, alike
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
-Result = TypeVar("Result")
 
 #: Entries of a window at most: MPI's block types take 32-bit displacements.
 WINDOW_LIMIT = 2**31 - 1
@@ -41,39 +41,6 @@ class Description:
     node: str
     nodes: int
     local_size: int
-
-
-class Pending(ABC, Generic[Result]):
-    """A call that was started and has not ended. Whoever holds it has to keep it until `test` returned True.
-
-    MPI moves next to nothing by itself: it is `test`, called again and again, that does. The buffers of the call are
-    kept alive here; nobody may touch them before the end.
-    """
-
-    def __init__(self, result: Result) -> None:
-        self._result = result
-        self._ended = False
-        #: What the recorder knows of this call, which ends there when it ends here.
-        self.call: Call | None = None
-
-    def test(self) -> bool:
-        """Move what can be moved, and return True once the result is there. Never waits."""
-        if not self._ended and self._test():
-            self._ended = True
-            if self.call is not None:
-                self.call.end()
-        return self._ended
-
-    @property
-    def result(self) -> Result:
-        """Return what the call brought. CommError before its end."""
-        if not self._ended:
-            raise CommError("the result of a call was read before its end: call test() until it returns True")
-        return self._result
-
-    @abstractmethod
-    def _test(self) -> bool:
-        """Return True when the result is complete."""
 
 
 class Communicator(ABC):
@@ -177,12 +144,12 @@ class Communicator(ABC):
         Args:
             name: what to call it where a hang is explained; this one's name by default.
         """
-        self._give_back_dropped()
+        self._handles.meet(self.allgather_bytes)
         with self.lane.call("duplicate"):
             fresh = self._duplicate()
         fresh.lane = self.lane.recorder.lane(name or self.lane.kind)
         weakref.finalize(fresh, fresh.lane.recorder.retire, fresh.lane).atexit = False
-        fresh._origin = self, self._handles.add(fresh, fresh._release(), fresh._handles)
+        fresh._origin = self, self._handles.add(fresh, fresh._release(), fresh.refuse_calls, fresh._handles)
         return fresh
 
     @property
@@ -205,14 +172,6 @@ class Communicator(ABC):
     def refuse_calls(self) -> None:
         """Have every later call raise CommError."""
         self.lane = GivenBack(self.lane, self.rank)
-
-    def _give_back_dropped(self) -> None:
-        """Give back the duplicates that all ranks have dropped: their garbage collectors run at times of their own."""
-        if not self._handles:
-            return
-        mine = np.array(self._handles.dropped(), np.int64)
-        theirs = [set(np.frombuffer(numbers, np.int64).tolist()) for numbers in self.allgather_bytes(mine.tobytes())]
-        self._handles.give_back(set.intersection(*theirs))
 
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""
@@ -356,8 +315,11 @@ class Communicator(ABC):
                 )
             )
         shared = kind != "accumulate" and nodes == 1
+        self._handles.meet(self.allgather_bytes)
         with self.lane.call("open_window"):
-            return self._shared_window(numel) if shared else self._accumulate_window(numel)
+            window = self._shared_window(numel) if shared else self._accumulate_window(numel)
+        window.enter(self._handles)
+        return window
 
     def open_hdf5(self, path: Path) -> h5py.File | None:
         """Return an HDF5 file that is there, opened for writing by all ranks together, who close it together.

@@ -15,8 +15,9 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpisparse.comm.abort import wait_until_heard
-from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
 from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
+from mpisparse.comm.pending import Pending
 from mpisparse.comm.recorder import Recorder
 from mpisparse.comm.window import Window
 from mpisparse.errors import CommError
