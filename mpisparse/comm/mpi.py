@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from time import perf_counter, sleep
@@ -66,19 +67,27 @@ class MPICommunicator(Communicator):
         super().__init__(self._comm.Get_rank(), self._comm.Get_size(), call_limit)
 
     def _duplicate(self) -> MPICommunicator:
-        try:
+        with self._counting():
             return MPICommunicator(self._comm, self._call_limit)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Say, where MPI makes no further communicator, how many there are."""
+        try:
+            yield
         except MPI.Exception as error:
+            reason = str(error).strip().splitlines()[-1].strip()
             raise CommError(
-                f"rank {self.rank}: MPI made no further communicator ({error}), and {len(self._handles)} duplicates of "
-                f"{self.lane.name!r} are in use: close() optimizers that are done with, or let go of them"
+                f"rank {self.rank}: MPI makes no further communicator ({reason}), and {len(self.lane.recorder.lanes)} "
+                "are in use here: close() the optimizers that are done with, or let go of them"
             ) from error
 
     def _release(self) -> Callable[[], object]:
         return self._comm.Free
 
     def _describe(self) -> Description:
-        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        with self._counting():
+            node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         leader, local_size = node.Get_rank() == 0, node.Get_size()
         node.Free()
         nodes = int(self.allgather([int(leader)]).sum())
@@ -135,10 +144,12 @@ class MPICommunicator(Communicator):
         self._comm.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM)
 
     def _shared_window(self, numel: int) -> Window:
-        return shared_window(self._comm, numel)
+        with self._counting():
+            return shared_window(self._comm, numel)
 
     def _accumulate_window(self, numel: int) -> Window:
-        return AccumulateWindow(self._comm, numel)
+        with self._counting():
+            return AccumulateWindow(self._comm, numel)
 
     def _open_hdf5(self, path: Path) -> h5py.File | None:
         import h5py
