@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.optim import Optimizer
 
@@ -47,6 +49,15 @@ def check_options(
             "MomentumCorrection, or other wire values"
         )
     memory.check(sparsifier, optimizer.param_groups)
+
+
+def wrong_groups(memory: Memory, sparsifier: Sparsifier, param_groups: list[dict[str, Any]]) -> ConfigError | None:
+    """Return why options of the optimizer do not go with the memory any more: schedulers and users change them."""
+    try:
+        memory.check(sparsifier, param_groups)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def check_resparsify(rule: Sparsifier | None) -> None:

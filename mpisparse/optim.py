@@ -21,6 +21,7 @@ from mpisparse.combinations import (
     check_resparsify,
     check_samples,
     refuse_strangers,
+    wrong_groups,
 )
 from mpisparse.comm import Communicator, agreed, world
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
@@ -334,8 +335,9 @@ class DistributedOptimizer(Optimizer):
 
     def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
         """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
-        sender = self._early.sender
-        if sender.failure is not None:
+        sender, exchange = self._early.sender, self.exchange
+        failure = sender.failure or wrong_groups(exchange.memory, exchange.sparsifier, self.optimizer.param_groups)
+        if failure is not None:
             news |= News.FAILED
         if self._stop_requested:
             news |= News.STOP
@@ -347,7 +349,7 @@ class DistributedOptimizer(Optimizer):
                     self.comm,
                     self.flat,
                     present,
-                    step=self.exchange.step,
+                    step=exchange.step,
                     samples=samples,
                     options=options_of(self.optimizer),
                     nonfinite=nonfinite,
@@ -355,7 +357,7 @@ class DistributedOptimizer(Optimizer):
                     news=news,
                 )
                 if News.FAILED in clearance.news:
-                    self.exchange.collective.raise_everywhere(sender.failure)
+                    exchange.collective.raise_everywhere(failure)
             except MpiSparseError as error:
                 sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
                 raise
@@ -396,9 +398,15 @@ class DistributedOptimizer(Optimizer):
         return {**self.optimizer.state_dict(), STATE_KEY: self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is."""
+        """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is.
+
+        Raises:
+            ConfigError: it brings options that do not go with the memory, such as a momentum; nothing changed.
+            CheckpointError: the exchange's part is of another rank, memory or model.
+        """
         self._early.refuse_while_in_the_air("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+        self.exchange.memory.check(self.exchange.sparsifier, plain.get("param_groups", []))
         self.optimizer.load_state_dict(plain)
         if STATE_KEY in state_dict:
             self.exchange.load_state_dict(state_dict[STATE_KEY])
