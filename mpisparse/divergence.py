@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
-from mpisparse.replicas import bits_of, broadcast_tensor, named_parameters
+from mpisparse.replicas import broadcast_tensor, named_parameters
+from mpisparse.tensors import bits_of
 
 #: What to do when a replica differs: end with an error, or give all ranks what most of them hold.
 Diverged = Literal["raise", "broadcast"]
@@ -163,7 +164,7 @@ def _named_state(optimizer: Optimizer, trained: Sequence[tuple[str, Tensor]]) ->
     return [
         (f"{key} of {name}", value)
         for name, parameter in trained
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
+        for key, value in sorted(optimizer.state.get(parameter, {}).items(), key=lambda item: str(item[0]))
         if isinstance(value, Tensor)
     ]
 
