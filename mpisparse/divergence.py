@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import require_kind, short
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
 from mpisparse.replicas import broadcast_tensor, named_parameters
@@ -64,8 +65,8 @@ class ReplicaCheck:
         diverged: Diverged,
         say: Callable[[str], None],
     ) -> None:
-        if not isinstance(every, int) or every < 0:
-            raise ConfigError(f"check_replicas {every!r} is no number of steps: give 100, or 0 to do without")
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise ConfigError(f"check_replicas {short(every)} is no number of steps: give 100, or 0 to do without")
         _check_way(diverged)
         self.say = say
         #: What was found and mended so far.
@@ -107,6 +108,8 @@ def check_replicas(
     Raises:
         RankMismatchError: replicas differ and `diverged` is "raise", or they differ in more than values; on all ranks.
     """
+    require_kind("model", model, nn.Module, "check_replicas(model, comm)")
+    require_kind("comm", comm, Communicator, "what ms.init() or ms.world() returned")
     _check_way(diverged)
     named: list[tuple[str, Tensor]] = list(model.named_parameters())
     if optimizer is not None:

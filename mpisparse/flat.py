@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from mpisparse.arguments import is_number, require_flag, short
 from mpisparse.errors import ConfigError
 from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
 
@@ -42,8 +43,11 @@ class Layout:
     def __post_init__(self) -> None:
         if self.granularity not in ("model", "tensor", "bucket"):
             raise ConfigError(f"granularity {self.granularity!r} does not exist: use model, tensor or bucket")
-        if not self.bucket_mib > 0:
-            raise ConfigError(f"bucket_mib is {self.bucket_mib}: it must be above 0, such as 25")
+        if not is_number(self.bucket_mib) or not self.bucket_mib > 0:
+            raise ConfigError(f"bucket_mib is {short(self.bucket_mib)}: it must be above 0, such as 25")
+        require_flag("dense_vectors", self.dense_vectors)
+        if not is_number(self.dense_below) or not self.dense_below >= 0:
+            raise ConfigError(f"dense_below is {short(self.dense_below)}: give a number of entries, such as 0 or 1000")
 
     def is_dense(self, parameter: Tensor) -> bool:
         """Return True when `parameter` is always sent whole."""

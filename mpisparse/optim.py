@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import require_callable, require_flag
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
 from mpisparse.combinations import (
     check_anything_sparse,
+    check_kinds,
     check_options,
     check_resparsify,
     check_samples,
     refuse_strangers,
     wrong_groups,
 )
-from mpisparse.comm import Communicator, agreed, world
+from mpisparse.comm import Communicator, agreed, require_communicator, world
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
@@ -117,11 +119,24 @@ class DistributedOptimizer(Optimizer):
         comm: Communicator | None = None,
         phases: Phases | None = None,
     ) -> None:
-        sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
-        memory = memory or default_memory(sparsifier)
-        self.optimizer = optimizer
+        require_communicator(comm)
+        self.optimizer, self._closed = optimizer, False
         self.comm = (comm or world()).duplicate("optimizer")
         with agreed(self.comm):
+            check_kinds(
+                optimizer,
+                model,
+                sparsifier=sparsifier,
+                memory=memory,
+                wire=wire,
+                layout=layout,
+                resparsify=resparsify,
+                phases=phases,
+            )
+            require_callable("say", say, "a function of a line, such as print")
+            require_flag("gauge", gauge)
+            sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
+            memory = memory or default_memory(sparsifier)
             if isinstance(optimizer, DistributedOptimizer):
                 raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
             check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
@@ -132,7 +147,6 @@ class DistributedOptimizer(Optimizer):
             )
             self._faults = faults_of(self.comm.rank)
         self.phases = phases or Phases()
-        self._closed = False
         #: Steps that were skipped, and where the gradient of the last one held NaN or infinity.
         self.skipped = 0
         self.skipped_because = ""
@@ -195,6 +209,7 @@ class DistributedOptimizer(Optimizer):
 
     def say_with(self, say: Callable[[str], None]) -> None:
         """Have `say` take the lines that tell how overlap="auto" decided, and of replicas that were mended."""
+        require_callable("say", say, "a function of a line, such as print")
         self._replicas.say = self._early.choice.say = say
 
     def synchronize(self, *, samples: int | None = None) -> None:
@@ -215,6 +230,7 @@ class DistributedOptimizer(Optimizer):
 
         Collective. Arguments and errors are those of `synchronize`.
         """
+        require_callable("closure", closure, "a function, and samples by name, step(samples=...)")
         if self._accumulating:
             raise MpiSparseError("step() inside no_sync(): leave the block first, its gradients are still adding up")
         result = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same, summarise
-from mpisparse.comm.base import Communicator, Description
+from mpisparse.comm.base import Communicator, Description, require_communicator
 from mpisparse.comm.local import run_ranks, solo
 from mpisparse.comm.pending import Pending
 from mpisparse.comm.window import SharedWindow, Window, WindowKind
@@ -18,6 +18,7 @@ __all__ = [
     "agreed",
     "from_root",
     "gather_json",
+    "require_communicator",
     "require_same",
     "run_ranks",
     "solo",

@@ -381,3 +381,14 @@ class Communicator(ABC):
             for start, count in zip(starts, round_counts, strict=True):
                 out[start + sent : start + sent + count] = scratch[begin : begin + count]
                 begin += count
+
+
+def require_communicator(comm: object) -> None:
+    """Raise ConfigError unless `comm` is None or a communicator of this package."""
+    if comm is None or isinstance(comm, Communicator):
+        return
+    what = "mpi4py communicator" if type(comm).__module__.startswith("mpi4py") else type(comm).__name__
+    raise ConfigError(
+        f"comm is {'an' if what[0] in 'aeiou' else 'a'} {what}: give what ms.init() or ms.world() returned, by name "
+        "(comm=...), or leave it out"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mpisparse.arguments import is_number, require_flag, short
 from mpisparse.errors import ConfigError
 from mpisparse.kernels.anywhere import Anywhere, advanced, zeros
 from mpisparse.kernels.source import Source
@@ -35,10 +36,12 @@ class MomentumCorrection(Memory):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.momentum < 1.0:
+        if not is_number(self.momentum) or not 0.0 < self.momentum < 1.0:
             raise ConfigError(
-                f"momentum {self.momentum} is outside (0, 1): use a value such as 0.9, or ErrorFeedback()"
+                f"momentum {short(self.momentum)} is outside (0, 1): use a value such as 0.9, or ErrorFeedback()"
             )
+        require_flag("masking", self.masking)
+        require_flag("nesterov", self.nesterov)
 
     def start(self, numel: int, sparse_numel: int, like: Anywhere = None) -> Kept:
         """Return zero velocities of `numel` entries, and zero sums of `sparse_numel`."""

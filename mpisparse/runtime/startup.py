@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from mpisparse.comm import Communicator, world
+from mpisparse.arguments import require_path
+from mpisparse.comm import Communicator, require_communicator, world
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
@@ -70,6 +71,8 @@ def init(
     Raises:
         LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
     """
+    require_communicator(comm)
+    require_path("crash_directory", crash_directory, "the path of a directory, such as 'crash'")
     comm, _ = start(comm, banner, watchdog, Path(crash_directory))
     return comm
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mpisparse.arguments import is_number
 from mpisparse.errors import ConfigError, WireError
 from mpisparse.sparse import Grid, Indices, SparseVector, index_dtype
 from mpisparse.wire import header as headers
@@ -49,7 +50,7 @@ class Wire:
             raise ConfigError(f"wire values {self.values!r} do not exist: use {', '.join(get_args(ValueCoding))}")
         if self.indices not in get_args(IndexCoding):
             raise ConfigError(f"wire indices {self.indices!r} do not exist: use {', '.join(get_args(IndexCoding))}")
-        if not 0 < self.gigabits < float("inf"):
+        if not is_number(self.gigabits) or not 0 < self.gigabits < float("inf"):
             raise ConfigError(f"wire gigabits {self.gigabits!r} is no speed: give Gbit/s, above 0")
 
     @property
