@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Iterable
 from numbers import Real
 
 from mpisparse.errors import ConfigError
@@ -46,6 +47,11 @@ def require_path(name: str, value: object, give: str) -> None:
 def require_flag(name: str, value: object) -> None:
     """Raise ConfigError unless `value` is True or False: any text would count as True."""
     require_kind(name, value, bool, "True or False")
+
+
+def is_one_of(value: object, names: Iterable[str]) -> bool:
+    """Return True for one of these texts, and for nothing else, however it compares."""
+    return isinstance(value, str) and value in set(names)
 
 
 def is_number(value: object) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mpisparse.arguments import is_number, require_kind, short
+from mpisparse.arguments import is_number, is_one_of, require_kind, short
 from mpisparse.collectives import DENSE_MEANS
 from mpisparse.errors import ConfigError
 from mpisparse.flat import FlatGradients, Layout
@@ -75,10 +75,10 @@ def check_options(
         raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
-    if not isinstance(dense, str) or dense not in DENSE_MEANS:
+    if not is_one_of(dense, DENSE_MEANS):
         raise ConfigError(f"dense {short(dense)} does not exist: use {', '.join(DENSE_MEANS)}")
-    if nonfinite not in ("raise", "skip"):
-        raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
+    if not is_one_of(nonfinite, ("raise", "skip")):
+        raise ConfigError(f"nonfinite {short(nonfinite)} does not exist: use raise or skip")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**64:
         raise ConfigError(f"seed {short(seed)} is outside 0 to 2**64 - 1: give another whole number")
     if wire.values == "hybrid" and not sparsifier.shares_magnitude:

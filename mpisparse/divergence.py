@@ -6,14 +6,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mpisparse.arguments import require_kind, short
+from mpisparse.arguments import is_one_of, require_kind, short
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
 from mpisparse.replicas import broadcast_tensor, named_parameters
@@ -172,6 +172,6 @@ def _named_state(optimizer: Optimizer, trained: Sequence[tuple[str, Tensor]]) ->
     ]
 
 
-def _check_way(diverged: str) -> None:
-    if diverged not in ("raise", "broadcast"):
-        raise ConfigError(f"diverged {diverged!r} does not exist: use raise or broadcast")
+def _check_way(diverged: object) -> None:
+    if not is_one_of(diverged, get_args(Diverged)):
+        raise ConfigError(f"diverged {short(diverged)} does not exist: use raise or broadcast")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 from weakref import WeakMethod
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from mpisparse.arguments import is_number, require_flag, short
+from mpisparse.arguments import is_number, is_one_of, require_flag, short
 from mpisparse.errors import ConfigError
 from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
 
@@ -41,8 +41,8 @@ class Layout:
     dense_below: int = 0
 
     def __post_init__(self) -> None:
-        if self.granularity not in ("model", "tensor", "bucket"):
-            raise ConfigError(f"granularity {self.granularity!r} does not exist: use model, tensor or bucket")
+        if not is_one_of(self.granularity, get_args(Granularity)):
+            raise ConfigError(f"granularity {short(self.granularity)} does not exist: use model, tensor or bucket")
         if not is_number(self.bucket_mib) or not self.bucket_mib > 0:
             raise ConfigError(f"bucket_mib is {short(self.bucket_mib)}: it must be above 0, such as 25")
         require_flag("dense_vectors", self.dense_vectors)

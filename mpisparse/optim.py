@@ -26,6 +26,7 @@ from mpisparse.combinations import (
     wrong_groups,
 )
 from mpisparse.comm import Communicator, agreed, require_communicator, world
+from mpisparse.comparable import comparable
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
@@ -161,7 +162,7 @@ class DistributedOptimizer(Optimizer):
         self._skip = False
         self._accumulating = False
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}", self._replicas]
+        settings += [f"resparsify={comparable(resparsify)}", f"gauge={gauge!r}", self._replicas]
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)

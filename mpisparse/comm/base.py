@@ -387,8 +387,8 @@ def require_communicator(comm: object) -> None:
     """Raise ConfigError unless `comm` is None or a communicator of this package."""
     if comm is None or isinstance(comm, Communicator):
         return
-    what = "mpi4py communicator" if type(comm).__module__.startswith("mpi4py") else type(comm).__name__
+    foreign = type(comm).__module__.startswith("mpi4py")
     raise ConfigError(
-        f"comm is {'an' if what[0] in 'aeiou' else 'a'} {what}: give what ms.init() or ms.world() returned, by name "
-        "(comm=...), or leave it out"
+        f"comm is {'an mpi4py communicator' if foreign else f'of type {type(comm).__name__}'}: give what ms.init() or "
+        "ms.world() returned, or leave it out"
     )
