@@ -194,7 +194,7 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., object], list[str]]] = {
     "DistributedOptimizer": (
         wrap,
         [
-            "sparsifier", "memory", "wire", "layout", "dense", "nonfinite", "overlap", "say", "resparsify", "gauge",
+            "sparsifier", "memory", "wire", "layout", "dense", "nonfinite", "overlap", "resparsify", "gauge",
             "check_replicas", "diverged", "seed", "comm", "phases",
         ],
     ),

@@ -206,6 +206,16 @@ def test_a_vector_that_one_rank_changes_is_noticed_in_the_next_step() -> None:
     run_ranks(2, one)
 
 
+def test_a_second_rule_may_have_a_schedule_of_its_own_on_each_rank() -> None:
+    def one(comm: ms.Communicator) -> None:
+        net = nn.Linear(4, 4)
+        first, second = ms.GSpar(density=constant(0.5)), ms.GSpar(density=constant(0.25))
+        plain = torch.optim.SGD(net.parameters(), lr=0.1)
+        ms.DistributedOptimizer(plain, net, sparsifier=first, resparsify=second, comm=comm)
+
+    run_ranks(2, one)
+
+
 def test_schedules_that_differ_between_ranks_are_refused() -> None:
     def one(comm: ms.Communicator) -> None:
         net = nn.Linear(4, 4)
