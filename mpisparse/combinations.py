@@ -74,7 +74,10 @@ def check_options(
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
+        raise ConfigError(
+            "SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam, SGD or Adagrad, "
+            "which train an nn.Embedding(sparse=True) as the whole table"
+        )
     if not is_one_of(dense, DENSE_MEANS):
         raise ConfigError(f"dense {short(dense)} does not exist: use {', '.join(DENSE_MEANS)}")
     if not is_one_of(nonfinite, ("raise", "skip")):

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from mpisparse.arguments import is_one_of, require_kind, short
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
+from mpisparse.names import plain_names
 from mpisparse.replicas import broadcast_tensor, named_parameters
 from mpisparse.tensors import bits_of
 
@@ -111,7 +112,8 @@ def check_replicas(
     require_kind("model", model, nn.Module, "check_replicas(model, comm)")
     require_kind("comm", comm, Communicator, "what ms.init() or ms.world() returned")
     _check_way(diverged)
-    named: list[tuple[str, Tensor]] = list(model.named_parameters())
+    names = plain_names(model)
+    named: list[tuple[str, Tensor]] = [(names[name], parameter) for name, parameter in model.named_parameters()]
     if optimizer is not None:
         inside = {id(parameter) for _, parameter in named}
         trained = named_parameters(optimizer, model)

@@ -15,9 +15,10 @@ from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, WireError, alike
 from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
-from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
+from mpisparse.kernels.anywhere import Anywhere, forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
+from mpisparse.names import fitted
 from mpisparse.phases import Phases
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
@@ -278,7 +279,7 @@ class GradientExchange:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take up the state that `state_dict` returned on this rank.
+        """Take up the state that `state_dict` returned on this rank, whatever torch.compile and the like were around.
 
         Raises:
             CheckpointError: it belongs to another rank, another memory or another model.
@@ -292,12 +293,17 @@ class GradientExchange:
         memory, vectors = state["memory"], self.kept.vectors()
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))
+        found: list[tuple[Anywhere, Vector]] = []
         for name, vector in vectors.items():
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
-            _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
+            kept = fitted(slots, memory[name])
+            _require_same_names(f"memory {name!r}", set(slots), set(kept))
             for key, slot in slots.items():
-                put(vector[slot.start : slot.stop], memory[name][key].reshape(-1).numpy())
+                _require_same_shape(f"memory {name!r} of {key}", slot.parameter, kept[key])
+                found.append((vector[slot.start : slot.stop], kept[key].detach().cpu().reshape(-1).numpy()))
         self._load_tracked(state)
+        for place, values in found:
+            put(place, values)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 
     def _load_tracked(self, state: dict[str, object]) -> None:
@@ -318,4 +324,12 @@ def _require_same_names(what: str, ours: set[str], theirs: set[str]) -> None:
         raise CheckpointError(
             f"the {what} in the saved state does not fit: it lacks {sorted(ours - theirs)} and brings "
             f"{sorted(theirs - ours)}. Resume with the model, memory and layout that saved it"
+        )
+
+
+def _require_same_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise CheckpointError(
+            f"the {what} in the saved state has shape {tuple(theirs.shape)}, the parameter {tuple(ours.shape)}: resume "
+            "with the model that saved it"
         )

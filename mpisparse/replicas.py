@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from mpisparse.comm import Communicator, agreed, require_same
 from mpisparse.comparable import comparable
+from mpisparse.names import plain_names
 from mpisparse.tensors import bits_of, describe, fill, is_plain, on_host, packed, refuse_unusable, unpacked
 
 
@@ -26,7 +27,9 @@ def make_replicas(
     with agreed(comm):
         refuse_unusable_parts(optimizer, model)
     parameters = named_parameters(optimizer, model)
-    replicated = [*model.named_parameters(), *model.named_buffers(), *parameters]
+    names = plain_names(model)
+    inside = [(names[name], tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
+    replicated = [*inside, *parameters]
     require_same_model(comm, replicated)
     require_same(comm, "the optimizers", [type(optimizer).__name__, *options_of(optimizer), *state_of(optimizer)])
     require_same(comm, "the settings", [text if isinstance(text, str) else comparable(text) for text in settings])
@@ -67,9 +70,10 @@ def refuse_unusable_parts(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def named_parameters(optimizer: Optimizer, model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the optimizer's parameters with their names in the model, in the model's order; strangers last."""
+    """Return the optimizer's parameters with their plain names in the model, in its order; strangers last."""
     trained = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    named = [(name, p) for name, p in model.named_parameters() if id(p) in trained]
+    names = plain_names(model)
+    named: list[tuple[str, Tensor]] = [(names[name], p) for name, p in model.named_parameters() if id(p) in trained]
     inside = {id(p) for _, p in named}
     outside = [p for key, p in trained.items() if key not in inside]
     return named + [(f"outside_the_model.{i}", p) for i, p in enumerate(outside)]

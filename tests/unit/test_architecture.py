@@ -13,10 +13,10 @@ PACKAGE = CHECKOUT / "mpisparse"
 
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
-    "errors", "arguments", "faults", "phases", "random", "sparse", "sampler", "kernels", "tensors", "comparable",
-    "sparsifiers", "memory", "wire", "comm",
-    "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence",
-    "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "errors", "arguments", "names", "faults", "phases", "random", "sparse", "sampler", "kernels", "tensors",
+    "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "collectives", "exchange", "preflight",
+    "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard", "checkpoint", "runtime",
+    "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
