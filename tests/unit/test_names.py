@@ -18,8 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def compiled(net: nn.Module) -> nn.Module:
-    made: nn.Module = torch.compile(net, backend="eager")
-    return made
+    wrapped: Any = torch.compile(net, backend="eager")
+    assert isinstance(wrapped, nn.Module)
+    return wrapped
 
 
 def compiled_inside(net: nn.Sequential) -> nn.Module:
