@@ -38,6 +38,11 @@ class Run:
         return bool(self.ends) and all(self.ends[-1]["step"] >= start["steps"] for start in self.starts[-1:])
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 rank", "2 ranks" or "1,000 ranks"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def load_run(directory: Path) -> Run:
     """Return the run in `directory`; a torn last line, as that of a run still going on, is left out with a warning.
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from analysis.load import counted
 from analysis.report.tables import bytes_text, time_text
 
 #: Steps that rates and means are of; seconds without a line after which a run counts as stalled, and how many times the
@@ -119,7 +120,7 @@ def show(progress: Progress, now: float) -> Table:
     table.add_row("state", progress.state(now))
     aim = progress.aim or None
     share = f" of {aim:,} ({progress.step / aim:.0%})" if aim else ""
-    table.add_row("steps", f"{progress.step:,}{share}, {progress.ranks} rank{'s' * (progress.ranks != 1)}")
+    table.add_row("steps", f"{progress.step:,}{share}, {counted(progress.ranks, 'rank')}")
     each = progress.seconds_a_step
     if progress.recent:
         left = max(0, progress.aim - progress.step) * each
@@ -130,14 +131,16 @@ def show(progress: Progress, now: float) -> Table:
     if progress.evaluation:
         line = progress.evaluation
         told = [f"{key} {line[key]:.4g}" for key in ("loss", "accuracy", "suboptimality") if line.get(key) is not None]
-        table.add_row("evaluation", f"{', '.join(told)} after {line['step']:,} steps")
+        table.add_row("evaluation", f"{', '.join(told)} after {counted(line['step'], 'step')}")
     return table
 
 
 def _add_numbers(table: Table, progress: Progress) -> None:
     losses = [line["loss"] for line in progress.recent if line.get("loss") is not None]
     if losses:
-        table.add_row("training loss", f"{losses[-1]:.4f}, mean of the last {len(losses)} steps {_mean(losses):.4f}")
+        table.add_row(
+            "training loss", f"{losses[-1]:.4f}, mean of the last {counted(len(losses), 'step')} {_mean(losses):.4f}"
+        )
     count = sum(line["count"] for line in progress.recent)
     entries = sum(line["entries"] for line in progress.recent)
     if entries:

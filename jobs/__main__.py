@@ -25,7 +25,7 @@ from jobs.prepare import find_command, look_around, prepare
 from jobs.render import SUBMIT, render
 from jobs.site import Site, find_site, read_site
 from jobs.status import read_queue, read_status, to_data, to_table
-from mpisparse.errors import ConfigError, MpiSparseError
+from mpisparse.errors import ConfigError, MpiSparseError, counted
 from mpisparse.training.study import Launch, Study, read_study
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -106,13 +106,13 @@ def _submit(
     command = ["bash", str(directory / SUBMIT), *(["--test-only"] if test else [])]
     runs = sum(len(batch.runs) for batch in batches)
     if only_render:
-        click.echo(f"{runs} runs in {len(batches)} jobs or arrays; to submit them: {shlex.join(command)}")
+        click.echo(f"{counted(runs, 'run')} in {len(batches)} jobs or arrays; to submit them: {shlex.join(command)}")
         return
     code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
     if code:
         raise ConfigError(f"{shlex.join(command)} ended with exit code {code}: what sbatch said is above")
     if not test:
-        click.echo(f"{runs} runs to make; python -m jobs status {shlex.quote(str(directory))}")
+        click.echo(f"{counted(runs, 'run')} to make; python -m jobs status {shlex.quote(str(directory))}")
 
 
 def _with_ranks(study: Study, ranks: str | None) -> Study:

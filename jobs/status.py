@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jobs.prepare import STATE
 from jobs.render import SUBMITTED
-from mpisparse.errors import ConfigError
+from mpisparse.errors import ConfigError, counted
 from mpisparse.runtime.runlog import last_line
 from mpisparse.training.sweepfiles import Failure
 
@@ -100,7 +100,7 @@ def to_table(found: list[RunStatus], title: str) -> Table:
         steps = "" if run.of is None else f"{run.steps}/{run.of}"
         table.add_row(str(run.ranks), run.directory, run.state, steps, run.note)
     counts = ", ".join(f"{n} {state}" for state in STATES if (n := sum(run.state == state for run in found)))
-    table.caption = f"{len(found)} runs: {counts}"
+    table.caption = f"{counted(len(found), 'run')}: {counts}"
     return table
 
 

@@ -14,7 +14,6 @@ started again, 78 configuration, data or launch.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +58,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     from mpisparse.comm import agreed
     from mpisparse.runtime import Preemption, start
     from mpisparse.runtime.preemption import EXIT_CODE
+    from mpisparse.training.command import Command
     from mpisparse.training.configfile import read_config
     from mpisparse.training.run import run_training
 
@@ -66,9 +66,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     comm, surroundings = start(watchdog=0)
     with agreed(comm):
         run = read_config(config, settings)
-    # To suggest the same run with another sparsifier.
-    kept = [setting for setting in settings if not setting.startswith("sparsifier")]
-    words = ["mpisparse", "train", str(config), *(word for setting in kept for word in ("--set", setting))]
+    options = ("--allow-changes",) if allow_changes else ()
     with Preemption() as preemption:
         result = run_training(
             comm,
@@ -77,7 +75,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
             run_dir=run_dir,
             resume=resume,
             allow_changes=allow_changes,
-            command=shlex.join(words),
+            command=Command("train", config, settings, options, comm.size),
             preemption=preemption,
         )
         raise SystemExit(EXIT_CODE if result.stopped else 0)
@@ -118,15 +116,21 @@ def sweep(
     from mpisparse.comm import agreed
     from mpisparse.errors import DataError
     from mpisparse.runtime import Preemption, start
+    from mpisparse.training.command import Command
     from mpisparse.training.sweep import run_sweep
 
     comm, surroundings = start()
     with agreed(comm):
         plan = read_study(study, reduced=reduced, settings=settings)
     directory = run_dir or Path("runs") / plan.name
+    given = {"--reduced": reduced, "--only": only, "--retry": retry, "--if-data": if_data}
+    options = [word for option, value in given.items() if value for word in (option, value) if word is not True]
+    command = Command("sweep", study, settings, tuple(map(str, options)), comm.size).going_on(directory)
     try:
         with Preemption() as preemption:
-            tally = run_sweep(comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption)
+            tally = run_sweep(
+                comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption, command=command
+            )
             raise SystemExit(tally.exit_code)
     except DataError as error:
         if not (if_data and error.on_all_ranks):
@@ -231,6 +235,8 @@ def _leave(error: MpiSparseError) -> None:
     alone = not (error.on_all_ranks or isinstance(error, LaunchError))
     if speaks() or alone:
         click.echo(f"mpisparse: {type(error).__name__}: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"mpisparse: {note}", err=True)
     if alone and "mpi4py.MPI" in sys.modules:
         from mpisparse.comm.abort import abort_job
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,12 @@ def check_options(
     seed: object,
 ) -> None:
     """Raise ConfigError, saying why, for an optimizer that cannot be distributed or options that are wrong together."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
+    _refuse_wrapped(optimizer)
+    if isinstance(optimizer, torch.optim.LBFGS) and not (sparsifier.sends_everything and nonfinite == "raise"):
+        raise ConfigError(
+            "LBFGS compares several gradients a step, which have to be exact and finite: use it with Dense() and "
+            'nonfinite="raise", or use SGD or Adam'
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ConfigError(
             "SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam, SGD or Adagrad, "
@@ -106,6 +111,44 @@ def wrong_groups(memory: Memory, sparsifier: Sparsifier, param_groups: list[dict
     except ConfigError as error:
         return error
     return None
+
+
+#: Classes of frameworks that wrap an optimizer and decide when it steps or exchanges, and what to do instead.
+_WRAPPERS = {
+    "AcceleratedOptimizer": "Wrap first and prepare then: accelerator.prepare(ms.DistributedOptimizer(optimizer, ...))",
+    "LightningOptimizer": "Give configure_optimizers() an optimizer that is wrapped already",
+    "FP16_Optimizer": "Wrap the plain optimizer, and use torch.amp.GradScaler",
+    "DeepSpeedZeroOptimizer": "Wrap the plain optimizer, and train without DeepSpeed's engine",
+    "DeepSpeedOptimizer": "Wrap the plain optimizer, and train without DeepSpeed's engine",
+    "_DistributedOptimizer": "Wrap the plain optimizer, without Horovod",
+    "ZeroRedundancyOptimizer": "Wrap the optimizer that it shards: every rank has to step all parameters",
+}
+
+
+def _refuse_wrapped(optimizer: Optimizer) -> None:
+    """Raise ConfigError for a wrapper that steps, unscales or exchanges on terms of its own."""
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _WRAPPERS:
+            raise ConfigError(
+                f"the optimizer is a {kind.__module__}.{kind.__name__}, whose step() is not a step of the "
+                f"optimizer inside it: gradients would be exchanged at the wrong time. {_WRAPPERS[kind.__name__]}"
+            )
+
+
+def check_closure(optimizer: Optimizer) -> None:
+    """Raise ConfigError for an optimizer that calls its closure again, as each gradient has to be averaged."""
+    if not isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            f"{type(optimizer).__name__}.step(closure) calls the closure more than once, and only the first gradient "
+            "is averaged over the ranks: use an optimizer with methods of its own, and synchronize() before each"
+        )
+
+
+def check_clip_norm(clip_norm: float | None) -> None:
+    """Raise ConfigError unless `clip_norm` is a norm or None."""
+    number = isinstance(clip_norm, (int, float)) and not isinstance(clip_norm, bool)
+    if clip_norm is not None and not (number and 0 < clip_norm < math.inf):
+        raise ConfigError(f"clip_norm {clip_norm!r} is no norm: give a number above 0, such as 1.0, or None")
 
 
 def check_resparsify(rule: Sparsifier | None) -> None:

@@ -72,6 +72,7 @@ class ReplicaCheck:
         self.say = say
         #: What was found and mended so far.
         self.mended: list[Divergence] = []
+        self._last = self._moves = 0
         self._model, self._optimizer, self._comm, self._every, self._diverged = model, optimizer, comm, every, diverged
 
     def __repr__(self) -> str:
@@ -83,8 +84,23 @@ class ReplicaCheck:
         Raises:
             RankMismatchError: they differ, and that is not to be mended; on all ranks.
         """
-        if not self._every or step % self._every:
-            return
+        last, self._last = self._last, step
+        if self._every and step // self._every != last // self._every:
+            self._check(step)
+
+    def moved(self, step: int) -> None:
+        """Compare the replicas as a rank changed parameters between two steps. Collective.
+
+        A program may do that after each step, the same on all ranks: then the 1st, 2nd, 4th, 8th... time is looked at.
+
+        Raises:
+            RankMismatchError: they differ, and that is not to be repaired; on all ranks.
+        """
+        self._moves += 1
+        if self._every and self._moves & (self._moves - 1) == 0:
+            self._check(step)
+
+    def _check(self, step: int) -> None:
         found = check_replicas(self._model, self._comm, optimizer=self._optimizer, diverged=self._diverged)
         if found is None:
             return

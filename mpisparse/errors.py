@@ -74,6 +74,11 @@ class CheckpointError(MpiSparseError):
 Raised = TypeVar("Raised", bound=MpiSparseError)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun for a message: "1 rank", "2 ranks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def alike(error: Raised) -> Raised:
     """Return `error`, marked as one that every rank raises at the same place."""
     error.on_all_ranks = True

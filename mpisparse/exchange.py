@@ -15,7 +15,7 @@ from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, WireError, alike
 from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
-from mpisparse.kernels.anywhere import Anywhere, forgotten, mean_into, on_host, put
+from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
 from mpisparse.names import fitted
@@ -265,7 +265,8 @@ class GradientExchange:
             host = on_host(vector)
             slots = [slot for slot in self.flat.slots if slot.stop <= host.size]
             memory[name] = {
-                slot.name: torch.from_numpy(host[slot.start : slot.stop].copy()).view(slot.parameter.shape)
+                # Row after row, whatever the parameter's own order: it may be another one where this is loaded.
+                slot.name: slot.view(torch.from_numpy(host)).clone(memory_format=torch.contiguous_format)
                 for slot in slots
             }
         comm = self.collective.comm
@@ -293,17 +294,19 @@ class GradientExchange:
         memory, vectors = state["memory"], self.kept.vectors()
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))
-        found: list[tuple[Anywhere, Vector]] = []
+        found: list[tuple[Tensor, Tensor]] = []
         for name, vector in vectors.items():
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
             kept = fitted(slots, memory[name])
             _require_same_names(f"memory {name!r}", set(slots), set(kept))
             for key, slot in slots.items():
-                _require_same_shape(f"memory {name!r} of {key}", slot.parameter, kept[key])
-                found.append((vector[slot.start : slot.stop], kept[key].detach().cpu().reshape(-1).numpy()))
+                saved = kept[key]
+                _require_same_shape(f"memory {name!r} of {key}", slot.parameter, saved)
+                whole = vector if isinstance(vector, Tensor) else torch.from_numpy(vector)
+                found.append((slot.view(whole), saved))
         self._load_tracked(state)
-        for place, values in found:
-            put(place, values)
+        for place, saved in found:
+            place.copy_(saved)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 
     def _load_tracked(self, state: dict[str, object]) -> None:

@@ -27,7 +27,8 @@ class News(IntFlag):
     OVERLAPS: messages of this step are on their way already. FAILED: this rank could not write one of them.
     UNANNOUNCED: samples are counted, and were not announced before backward. RECOUNTED: they were announced otherwise.
     CHANGED: gradients were changed between backward and the exchange. REPEATED: several backward passes added up.
-    STOP: the job is to end after this step.
+    STOP: the job is to end after this step. DISCARDED: a backward pass was thrown away. MOVED: parameters were changed
+    between the last step and this one.
     """
 
     OVERLAPS = 1
@@ -37,6 +38,8 @@ class News(IntFlag):
     CHANGED = 16
     REPEATED = 32
     STOP = 64
+    DISCARDED = 128
+    MOVED = 256
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpisparse.errors import ConfigError
+from mpisparse.errors import ConfigError, counted
 
 
 class Share(NamedTuple):
@@ -72,7 +72,8 @@ class Sampler:
             raise ConfigError(f"rank {rank} is outside 0 to {size - 1}, the ranks of {size}")
         if samples < size:
             raise ConfigError(
-                f"{samples} samples cannot be shared by {size} ranks: use at most {samples} ranks or more data"
+                f"{counted(samples, 'sample')} cannot be shared by {counted(size, 'rank')}: "
+                f"use at most {counted(samples, 'rank')} or more data"
             )
         self._samples, self._batch, self._rank, self._size = samples, batch, rank, size
         self._shuffle = shuffle

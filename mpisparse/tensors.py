@@ -59,9 +59,9 @@ def expanded(tensor: Tensor) -> list[int]:
 
 
 def describe(name: str, tensor: Tensor) -> str:
-    """Return a line that is the same for tensors that can take each other's values."""
+    """Return a line that is the same for tensors that can take each other's values, entry by entry as they lie."""
     unusual = [] if tensor.layout == torch.strided else [str(tensor.layout)]
-    unusual += [f"expanded along {expanded(tensor)}"] if expanded(tensor) else []
+    unusual += [f"strides {tensor.stride()}"] if is_plain(tensor) and not tensor.is_contiguous() else []
     unusual += [] if tensor.requires_grad else ["fixed"]
     return " ".join([f"{name}: {tuple(tensor.shape)} {tensor.dtype}", *unusual])
 

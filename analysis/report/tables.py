@@ -10,6 +10,7 @@ import numpy as np
 
 from analysis.bootstrap import Interval
 from analysis.brief import Brief
+from analysis.load import counted
 from analysis.markdown import table
 from analysis.report.figures import Measured
 from analysis.report.modelled import WORDS, Modelled, coefficients
@@ -177,7 +178,7 @@ def held_out_table(modelled: Modelled) -> str:
 def changes_table(modelled: Modelled, ranks: Sequence[int] = (2, 8, 64, 512, 4096)) -> str:
     """Return the crossover density if something were otherwise."""
     rows = [[change.words, *(density_text(density) for density in change.density)] for change in modelled.changes]
-    return table(["if there were", *(f"{count} ranks" for count in ranks)], rows)
+    return table(["if there were", *(counted(count, "rank") for count in ranks)], rows)
 
 
 def density_text(density: float) -> str:

@@ -18,7 +18,7 @@ from mpisparse.checkpoint.manifest import (
     verify_listing,
 )
 from mpisparse.checkpoint.tree import Tree
-from mpisparse.errors import CheckpointError
+from mpisparse.errors import CheckpointError, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,9 @@ class Saved:
             CheckpointError: the file is damaged, or there was no such rank.
         """
         if not 0 <= rank < self.ranks:
-            raise CheckpointError(f"{self.path} has no rank {rank}: it was saved with {self.ranks} ranks, from 0 on")
+            raise CheckpointError(
+                f"{self.path} has no rank {rank}: it was saved with {counted(self.ranks, 'rank')}, from 0 on"
+            )
         return self._read(rank_file(rank))
 
     def _read(self, name: str) -> Tree:

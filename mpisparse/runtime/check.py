@@ -118,7 +118,8 @@ def _hdf5(directory: Path) -> str:
     values = np.arange(1000, dtype=np.float32)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         path = Path(folder) / "probe.h5"
-        with h5py.File(path, "w") as file:
+        # Without locks, which not every file system has, as checkpoints are written and read.
+        with h5py.File(path, "w", locking=False) as file:
             file.create_dataset("values", data=values, chunks=(1000,), fletcher32=True)
         with h5py.File(path, "r", locking=False) as file:
             if not np.array_equal(file["values"][:], values):

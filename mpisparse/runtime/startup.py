@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mpisparse.arguments import require_path
 from mpisparse.comm import Communicator, require_communicator, world
+from mpisparse.errors import counted
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
@@ -38,9 +39,9 @@ class Surroundings:
     def banner(self) -> str:
         """Return one line for people."""
         return (
-            f"mpisparse {self.mpisparse} | {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')} | "
+            f"mpisparse {self.mpisparse} | {counted(self.ranks, 'rank')} on {counted(self.nodes, 'node')} | "
             f"{self.library} ({self.standard}), thread level {self.thread_level} | "
-            f"{_count(self.threads, 'thread')} a rank ({self.threads_reason})"
+            f"{counted(self.threads, 'thread')} a rank ({self.threads_reason})"
         )
 
 
@@ -139,7 +140,3 @@ def processor() -> str:
 def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:
     """Return what the ranks say, each text once, in the order of the first rank that says it. Collective."""
     return tuple(dict.fromkeys(said.decode() for said in comm.allgather_bytes(own.encode())))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

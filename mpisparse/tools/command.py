@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpisparse.checkpoint import Residual
-from mpisparse.errors import CheckpointError
+from mpisparse.errors import CheckpointError, counted
 from mpisparse.tools.export import What
 
 #: Columns of a table where nobody tells how wide a line is.
@@ -66,7 +66,7 @@ def show(which: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(contents, indent=2))
         return
-    click.echo(f"{contents['path']}: step {contents['step']}, {contents['ranks']} ranks")
+    click.echo(f"{contents['path']}: step {contents['step']}, {counted(contents['ranks'], 'rank')}")
     if contents["configuration"] is not None:
         click.echo(f"configuration {contents['configuration']}")
     if contents["sampler"] is not None:

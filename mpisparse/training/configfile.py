@@ -70,6 +70,14 @@ def to_tree(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
+def complete(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what an earlier version wrote as `to_tree`, with the defaults of keys that it did not know."""
+    try:
+        return to_tree(RunConfig.model_validate(tree))
+    except ValidationError:
+        return tree
+
+
 def to_toml(config: RunConfig) -> str:
     """Return the configuration as TOML, defaults written out."""
     return tomli_w.dumps(to_tree(config))

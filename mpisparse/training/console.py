@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from mpisparse.errors import counted
 from mpisparse.runtime.terminal import STDERR, STDOUT, terminal_columns
 
 #: Columns of the table where nobody tells how wide a line is.
@@ -64,7 +65,8 @@ class Console:
         if not self._speaks:
             return
         out = _print_table(rows, title)
-        out.print(following, soft_wrap=True, markup=False)
+        if following:
+            out.print(following, soft_wrap=True, markup=False)
 
 
 def _print_table(rows: Iterable[tuple[str, str]], title: str) -> RichConsole:
@@ -136,7 +138,7 @@ class SweepConsole:
         self._progress.stop()
         if failed:
             _print_table(failed.items(), f"{len(failed)} failed")
-        print(f"{done} runs made, {before} were finished before, {len(failed)} failed", flush=True)
+        print(f"{counted(done, 'run')} made, {before} were finished before, {len(failed)} failed", flush=True)
 
 
 def ignore(line: str) -> None:
@@ -163,7 +165,7 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
     rows = [
         ("test loss", f"{metrics['loss']:.4f}"),
         ("test accuracy", f"{metrics['accuracy']:.2%}"),
-        ("time", f"{totals['wall']:.1f} s for {totals['steps']} steps"),
+        ("time", f"{totals['wall']:.1f} s for {counted(totals['steps'], 'step')}"),
         *_troubles(totals),
         ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
         *hidden,
@@ -186,9 +188,16 @@ def _troubles(totals: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return rows for what should not have happened, and was got over."""
     rows = []
     if totals.get("skipped"):
-        rows.append(("skipped", f"{totals['skipped']} steps, as a gradient held NaN or infinity (see metrics.jsonl)"))
+        rows.append(
+            ("skipped", f"{counted(totals['skipped'], 'step')}, as a gradient held NaN or infinity (see metrics.jsonl)")
+        )
     if totals.get("mended"):
-        rows.append(("replicas mended", f"{totals['mended']} times, as ranks held different bits (see metrics.jsonl)"))
+        rows.append(
+            (
+                "replicas mended",
+                f"{counted(totals['mended'], 'time')}, as ranks held different bits (see metrics.jsonl)",
+            )
+        )
     return rows
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import mpisparse as ms
-from mpisparse.errors import ConfigError
-from mpisparse.training.build import build_sparsifier
+from mpisparse.errors import ConfigError, DataError
+from mpisparse.training.build import build_data, build_sparsifier
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import differences, parse_config, read_config, to_toml, to_tree
+from mpisparse.training.configfile import complete, differences, parse_config, read_config, to_toml, to_tree
+from mpisparse.training.directory import check_same_run
 from mpisparse.training.section import Duration
 from mpisparse.training.study import read_study
 from tests.paths import CHECKOUT
@@ -147,3 +148,35 @@ def test_every_configuration_in_jobs_is_valid(file: Path) -> None:
         assert read_study(file).runs
     else:
         assert isinstance(read_config(file), RunConfig)
+
+
+@pytest.mark.parametrize("root", [None, "elsewhere"])
+def test_data_that_is_nowhere_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MPISPARSE_DATA", raising=False)
+    if root:
+        monkeypatch.setenv("MPISPARSE_DATA", str(tmp_path / root))
+    homes = {"mnist": "lecun", "cifar10": "kriz/cifar.html", "text": "char-rnn", "libsvm": "libsvmtools"}
+    for name, home in homes.items():
+        key = "train" if name == "libsvm" else "path"
+        section = parse_config({**tomllib.loads(MINIMAL), "data": {"name": name, key: "no/data"}}, "configuration").data
+        with pytest.raises(DataError) as caught:
+            build_data(section)
+        said = str(caught.value)
+        places = [tmp_path / "no/data", *([tmp_path / root / "no/data"] if root else [])]
+        assert f"data.{key} 'no/data' of {name} does not exist" in said
+        assert said.endswith(f"Looked for {', '.join(map(str, places))}")
+        assert home in said
+        assert ("have MPISPARSE_DATA name" in said) == (root is None)
+
+
+def test_a_tree_of_an_earlier_version_is_completed_by_defaults(path: Path) -> None:
+    config = read_config(path, ["data={name='libsvm',train='a9a'}"])
+    tree = to_tree(config)
+    del tree["data"]["index_base"], tree["checkpoint"]
+    check_same_run(path, tree, config)
+    with pytest.raises(ConfigError, match=r"data\.index_base was 'auto', is 0"):
+        check_same_run(path, tree, read_config(path, ["data={name='libsvm',train='a9a',index_base=0}"]))
+    assert complete({"strange": 1}) == {"strange": 1}

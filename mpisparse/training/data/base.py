@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpisparse.errors import ConfigError
+from mpisparse.errors import ConfigError, counted
 
 #: Images at a time of which a histogram is taken, so that the temporary copy stays below 30 MB for CIFAR-10.
 _HISTOGRAM_IMAGES = 1024
@@ -64,7 +64,7 @@ class Dataset(ABC):
     def describe(self) -> str:
         """Return one line for a log: name, samples, shape of one sample, classes."""
         shape = "x".join(str(extent) for extent in self.input_shape)
-        return f"{self.name}: {len(self)} samples of {shape}, {self.num_classes} classes"
+        return f"{self.name}: {counted(len(self), 'sample')} of {shape}, {self.num_classes} classes"
 
 
 class Split(NamedTuple):
