@@ -6,16 +6,19 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import is_one_of, require_kind, short
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
-from mpisparse.replicas import bits_of, broadcast_tensor, named_parameters
+from mpisparse.names import plain_names
+from mpisparse.replicas import broadcast_tensor, named_parameters
+from mpisparse.tensors import bits_of
 from mpisparse.words import counted
 
 #: What to do when a replica differs: end with an error, or give all ranks what most of them hold.
@@ -64,8 +67,8 @@ class ReplicaCheck:
         diverged: Diverged,
         say: Callable[[str], None],
     ) -> None:
-        if not isinstance(every, int) or every < 0:
-            raise ConfigError(f"check_replicas {every!r} is no number of steps: give 100, or 0 to do without")
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise ConfigError(f"check_replicas {short(every)} is no number of steps: give 100, or 0 to do without")
         _check_way(diverged)
         self.say = say
         #: What was found and mended so far.
@@ -123,8 +126,11 @@ def check_replicas(
     Raises:
         RankMismatchError: replicas differ and `diverged` is "raise", or they differ in more than values; on all ranks.
     """
+    require_kind("model", model, nn.Module, "check_replicas(model, comm)")
+    require_kind("comm", comm, Communicator, "what ms.init() or ms.world() returned")
     _check_way(diverged)
-    named: list[tuple[str, Tensor]] = list(model.named_parameters())
+    names = plain_names(model)
+    named: list[tuple[str, Tensor]] = [(names[name], parameter) for name, parameter in model.named_parameters()]
     if optimizer is not None:
         inside = {id(parameter) for _, parameter in named}
         trained = named_parameters(optimizer, model)
@@ -183,11 +189,11 @@ def _named_state(optimizer: Optimizer, trained: Sequence[tuple[str, Tensor]]) ->
     return [
         (f"{key} of {name}", value)
         for name, parameter in trained
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
+        for key, value in sorted(optimizer.state.get(parameter, {}).items(), key=lambda item: str(item[0]))
         if isinstance(value, Tensor)
     ]
 
 
-def _check_way(diverged: str) -> None:
-    if diverged not in ("raise", "broadcast"):
-        raise ConfigError(f"diverged {diverged!r} does not exist: use raise or broadcast")
+def _check_way(diverged: object) -> None:
+    if not is_one_of(diverged, get_args(Diverged)):
+        raise ConfigError(f"diverged {short(diverged)} does not exist: use raise or broadcast")

@@ -18,6 +18,7 @@ from mpisparse.flat import Bucket, FlatGradients
 from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
+from mpisparse.names import fitted
 from mpisparse.phases import Phases
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
@@ -280,7 +281,7 @@ class GradientExchange:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take up the state that `state_dict` returned on this rank.
+        """Take up the state that `state_dict` returned on this rank, whatever torch.compile and the like were around.
 
         Raises:
             CheckpointError: it belongs to another rank, another memory or another model.
@@ -294,19 +295,19 @@ class GradientExchange:
         memory, vectors = state["memory"], self.kept.vectors()
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))
+        found: list[tuple[Tensor, Tensor]] = []
         for name, vector in vectors.items():
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
-            _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
+            kept = fitted(slots, memory[name])
+            _require_same_names(f"memory {name!r}", set(slots), set(kept))
             for key, slot in slots.items():
-                saved = memory[name][key]
-                if saved.numel() != slot.stop - slot.start:
-                    raise CheckpointError(
-                        f"the memory {name!r} of {key} in the saved state has shape {tuple(saved.shape)}, and the "
-                        f"parameter has {tuple(slot.shape)}: resume with the model that saved it"
-                    )
+                saved = kept[key]
+                _require_same_shape(f"memory {name!r} of {key}", slot.parameter, saved)
                 whole = vector if isinstance(vector, Tensor) else torch.from_numpy(vector)
-                slot.view(whole).copy_(saved.view(slot.shape))
+                found.append((slot.view(whole), saved))
         self._load_tracked(state)
+        for place, saved in found:
+            place.copy_(saved)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 
     def _load_tracked(self, state: dict[str, object]) -> None:
@@ -327,4 +328,12 @@ def _require_same_names(what: str, ours: set[str], theirs: set[str]) -> None:
         raise CheckpointError(
             f"the {what} in the saved state does not fit: it lacks {sorted(ours - theirs)} and brings "
             f"{sorted(theirs - ours)}. Resume with the model, memory and layout that saved it"
+        )
+
+
+def _require_same_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise CheckpointError(
+            f"the {what} in the saved state has shape {tuple(theirs.shape)}, the parameter {tuple(ours.shape)}: resume "
+            "with the model that saved it"
         )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 from weakref import WeakMethod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
+from mpisparse.arguments import is_number, is_one_of, require_flag, short
 from mpisparse.errors import ConfigError, MpiSparseError
 from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, forgotten, see
 
@@ -20,6 +23,7 @@ from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, forgotten, see
 _PIECE = 1 << 20
 
 Granularity = Literal["model", "tensor", "bucket"]
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,13 @@ class Layout:
     dense_below: int = 0
 
     def __post_init__(self) -> None:
-        if self.granularity not in ("model", "tensor", "bucket"):
-            raise ConfigError(f"granularity {self.granularity!r} does not exist: use model, tensor or bucket")
-        if not self.bucket_mib > 0:
-            raise ConfigError(f"bucket_mib is {self.bucket_mib}: it must be above 0, such as 25")
+        if not is_one_of(self.granularity, get_args(Granularity)):
+            raise ConfigError(f"granularity {short(self.granularity)} does not exist: use model, tensor or bucket")
+        if not is_number(self.bucket_mib) or not self.bucket_mib > 0:
+            raise ConfigError(f"bucket_mib is {short(self.bucket_mib)}: it must be above 0, such as 25")
+        require_flag("dense_vectors", self.dense_vectors)
+        if not is_number(self.dense_below) or not self.dense_below >= 0:
+            raise ConfigError(f"dense_below is {short(self.dense_below)}: give a number of entries, such as 0 or 1000")
 
     def is_dense(self, parameter: Tensor) -> bool:
         """Return True when `parameter` is always sent whole."""
@@ -112,7 +119,7 @@ class FlatGradients:
         sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
         dense = [(name, p) for name, p in named if layout.is_dense(p)]
         self.slots = tuple(_slots(sparse + dense))
-        self.buffer = torch.zeros(self.slots[-1].stop, device=_common_device(named))
+        self.buffer = torch.zeros(self.slots[-1].stop, dtype=torch.float32, device=_common_device(named))
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
         self._slot_of = {id(slot.parameter): slot for slot in self.slots}
@@ -124,8 +131,10 @@ class FlatGradients:
         #: What each gradient looked like when backward had finished it, and the buffer's version at the last of these.
         self._marks: dict[int, tuple[int, int] | None] = {}
         self._version = 0
-        for slot in self.slots:
-            slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
+        hooks = [s.parameter.register_post_accumulate_grad_hook(weakly(self._finished)) for s in self.slots]  # type: ignore[no-untyped-call]
+        #: Takes the hooks off the parameters; called when nobody uses this any more, at the latest.
+        self.release = weakref.finalize(self, _remove, hooks)
+        self.release.atexit = False
 
     @property
     def vector(self) -> Anywhere:
@@ -320,16 +329,21 @@ def _has_layout_of(grad: Tensor | None, parameter: Tensor) -> bool:
     )
 
 
-def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """Return a hook that calls `method` while its object lives, so that a parameter does not keep an old buffer."""
+def weakly(method: Callable[[Given], None]) -> Callable[[Given], None]:
+    """Return a hook that calls `method` while its object lives, so that whoever holds the hook does not keep that."""
     reference = WeakMethod(method)
 
-    def hook(parameter: Tensor) -> None:
+    def hook(given: Given) -> None:
         alive = reference()
         if alive is not None:
-            alive(parameter)
+            alive(given)
 
     return hook
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from functools import wraps
 from inspect import ismethod
 from time import perf_counter_ns
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -16,22 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import require_callable, require_flag
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
 from mpisparse.combinations import (
     check_anything_sparse,
     check_clip_norm,
     check_closure,
+    check_kinds,
     check_options,
     check_resparsify,
     check_samples,
     refuse_strangers,
+    wrong_groups,
 )
-from mpisparse.comm import Communicator, agreed, world
+from mpisparse.comm import Communicator, agreed, require_communicator, world
+from mpisparse.comparable import comparable
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
-from mpisparse.flat import FlatGradients, Layout
+from mpisparse.flat import FlatGradients, Layout, weakly
 from mpisparse.memory import Memory, NoMemory, default_memory
 from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
@@ -44,6 +49,9 @@ from mpisparse.words import counted
 
 #: The key under which `state_dict` keeps what a plain optimizer does not have.
 STATE_KEY = "mpisparse"
+
+#: What holds communicators and buffers, and goes when the optimizer is closed.
+_HELD = ("comm", "flat", "exchange", "_early", "_replicas")
 
 
 class DistributedOptimizer(Optimizer):
@@ -63,6 +71,8 @@ class DistributedOptimizer(Optimizer):
       a backward pass cannot be thrown away.
     - `state_dict` adds this rank's memory under the key "mpisparse": save it on every rank. `load_state_dict` also
       takes a plain optimizer's state.
+    - It takes up to four of MPI's two thousand communicators. `close`, the end of a `with` block, or letting go of it
+      frees them for the next one. It cannot be copied or pickled.
 
     Args:
         optimizer: any torch optimizer but SparseAdam. LBFGS, which wants several gradients a step, takes Dense alone.
@@ -122,11 +132,24 @@ class DistributedOptimizer(Optimizer):
         comm: Communicator | None = None,
         phases: Phases | None = None,
     ) -> None:
-        sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
-        memory = memory or default_memory(sparsifier)
-        self.optimizer = optimizer
+        require_communicator(comm)
+        self.optimizer, self._closed = optimizer, False
         self.comm = (comm or world()).duplicate("optimizer")
         with agreed(self.comm):
+            check_kinds(
+                optimizer,
+                model,
+                sparsifier=sparsifier,
+                memory=memory,
+                wire=wire,
+                layout=layout,
+                resparsify=resparsify,
+                phases=phases,
+            )
+            require_callable("say", say, "a function of a line, such as print")
+            require_flag("gauge", gauge)
+            sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
+            memory = memory or default_memory(sparsifier)
             if isinstance(optimizer, DistributedOptimizer):
                 raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
             check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
@@ -157,7 +180,8 @@ class DistributedOptimizer(Optimizer):
         self._skip = False
         self._accumulating = False
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}", f"clip_norm={clip_norm!r}", self._replicas]
+        settings += [f"resparsify={comparable(resparsify)}", f"gauge={gauge!r}", f"clip_norm={clip_norm!r}"]
+        settings += [self._replicas]
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
@@ -206,6 +230,7 @@ class DistributedOptimizer(Optimizer):
 
     def say_with(self, say: Callable[[str], None]) -> None:
         """Have `say` take the lines that tell how overlap="auto" decided, and of replicas that were mended."""
+        require_callable("say", say, "a function of a line, such as print")
         self._replicas.say = self._early.choice.say = say
 
     def synchronize(self, *, samples: int | None = None) -> None:
@@ -226,6 +251,7 @@ class DistributedOptimizer(Optimizer):
 
         Collective. Arguments and errors are those of `synchronize`.
         """
+        require_callable("closure", closure, "a function, and samples by name, step(samples=...)")
         if self._accumulating:
             raise MpiSparseError("step() inside no_sync(): leave the block first, its gradients are still adding up")
         result = None
@@ -401,8 +427,9 @@ class DistributedOptimizer(Optimizer):
 
     def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
         """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
-        sender = self._early.sender
-        if sender.failure is not None:
+        sender, exchange = self._early.sender, self.exchange
+        failure = sender.failure or wrong_groups(exchange.memory, exchange.sparsifier, self.optimizer.param_groups)
+        if failure is not None:
             news |= News.FAILED
         if self._stop_requested:
             news |= News.STOP
@@ -416,7 +443,7 @@ class DistributedOptimizer(Optimizer):
                     self.comm,
                     self.flat,
                     present,
-                    step=self.exchange.step,
+                    step=exchange.step,
                     samples=samples,
                     options=options_of(self.optimizer),
                     nonfinite=nonfinite,
@@ -424,7 +451,7 @@ class DistributedOptimizer(Optimizer):
                     news=news,
                 )
                 if News.FAILED in clearance.news:
-                    self.exchange.collective.raise_everywhere(sender.failure)
+                    exchange.collective.raise_everywhere(failure)
             except MpiSparseError as error:
                 sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
                 raise
@@ -432,7 +459,7 @@ class DistributedOptimizer(Optimizer):
 
     def _watch(self) -> None:
         """Have backward tell which gradients are final, as long as there is something to make of it."""
-        self.flat.on_final = self._final if self._early.may_overlap else None
+        self.flat.on_final = weakly(self._final) if self._early.may_overlap else None
 
     def _final(self, number: int) -> None:
         if not self._synchronized:
@@ -465,9 +492,15 @@ class DistributedOptimizer(Optimizer):
         return {**self.optimizer.state_dict(), STATE_KEY: self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is."""
+        """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is.
+
+        Raises:
+            ConfigError: it brings options that do not go with the memory, such as a momentum; nothing changed.
+            CheckpointError: the exchange's part is of another rank, memory or model.
+        """
         self._early.refuse_while_in_the_air("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+        self.exchange.memory.check(self.exchange.sparsifier, plain.get("param_groups", []))
         self.optimizer.load_state_dict(plain)
         if STATE_KEY in state_dict:
             self.exchange.load_state_dict(state_dict[STATE_KEY])
@@ -476,10 +509,45 @@ class DistributedOptimizer(Optimizer):
         """Refuse: the buffer is laid out already."""
         raise ConfigError("add parameter groups to the optimizer before it is wrapped: the gradient buffer is laid out")
 
+    def close(self) -> None:
+        """Let go of buffer, memory and communicators; the wrapped optimizer and the model can be wrapped again.
+
+        Not collective: MPI gets the communicators back when the ranks next make some together. Once is enough. What is
+        called afterwards, but for what the wrapped optimizer knows, is an error.
+
+        Raises:
+            MpiSparseError: between `backward` and the exchange, when messages are on their way.
+        """
+        if not self._closed:
+            self._early.refuse_while_in_the_air("close()")
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after an error also where messages are on their way."""
+        if error is None:
+            self.close()
+        elif not self._closed:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self.flat.release()
+        for name in _HELD:
+            del self.__dict__[name]
+
     def __getattr__(self, name: str) -> Any:
         # Only for what is not found here, such as the hook tables that torch looks up on every optimizer.
-        if name == "optimizer":
+        if name == "optimizer" or name.startswith("__"):
             raise AttributeError(name)
+        if name in _HELD and self.__dict__.get("_closed"):
+            raise MpiSparseError(
+                "this DistributedOptimizer is closed: step on the optimizer that it wrapped, or wrap that again"
+            )
         found = getattr(self.optimizer, name)
         own = ismethod(found) and found.__self__ is self.optimizer and not name.startswith("_")
         return self._guarded(name, found) if own else found
@@ -505,6 +573,14 @@ class DistributedOptimizer(Optimizer):
 
         return call
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would share the communicators, and feed on the same gradients."""
+        raise ConfigError(
+            "a DistributedOptimizer cannot be copied or pickled, as it holds communicators of this process and the "
+            "buffer of the model's gradients: copy the model and the optimizer that it wraps together, "
+            "copy.deepcopy((model, optimizer.optimizer)), and wrap the copies; or save its state_dict()"
+        )
+
     @property
     def mended(self) -> list[Divergence]:
         """Return what `check_replicas` found, and replaced by what most ranks held."""
@@ -521,4 +597,6 @@ class DistributedOptimizer(Optimizer):
         )
 
     def __repr__(self) -> str:
+        if self._closed:
+            return f"DistributedOptimizer({self.optimizer!r}: closed)"
         return f"DistributedOptimizer({self.optimizer!r}: {self.describe()})"

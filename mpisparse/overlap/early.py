@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+from mpisparse.arguments import is_one_of, short
 from mpisparse.collectives import Flights
 from mpisparse.comm import Communicator, gather_json
 from mpisparse.errors import ConfigError, MpiSparseError
@@ -166,8 +167,8 @@ class Early:
 
 def check_overlap(overlap: Overlap, nonfinite: NonFinite, thread_level: str) -> None:
     """Raise ConfigError, with the way out, if messages are to leave early and cannot."""
-    if overlap not in get_args(Overlap):
-        raise ConfigError(f"overlap {overlap!r} does not exist: use auto, on or off")
+    if not is_one_of(overlap, get_args(Overlap)):
+        raise ConfigError(f"overlap {short(overlap)} does not exist: use auto, on or off")
     if overlap == "on" and nonfinite == "skip":
         raise ConfigError(
             'overlap="on" and nonfinite="skip" do not go together: a step cannot be skipped once messages of it have '

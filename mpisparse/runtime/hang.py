@@ -146,7 +146,9 @@ def _about(rank: int, dump: Dump) -> Iterator[str]:
 
 def _calls(dump: Dump, lane: int) -> int:
     """Return how many calls a rank has begun on a communicator."""
-    return int(dump["lanes"][lane]["calls"]) if lane < len(dump["lanes"]) else 0
+    # Dumps of earlier versions have no numbers, and leave no lane out.
+    lanes = {known.get("number", place): int(known["calls"]) for place, known in enumerate(dump["lanes"])}
+    return lanes.get(lane, 0)
 
 
 def _operation(dump: Dump, call: Dump) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from mpisparse.comm import Communicator, world
+from mpisparse.arguments import require_path
+from mpisparse.comm import Communicator, require_communicator, world
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
@@ -58,6 +59,7 @@ def init(
     - Threads are set to this rank's share of the cores, unless OMP_NUM_THREADS is set.
     - Rank 0 says on stderr what it found.
     - A rank that does not come where the others wait for it ends the job, after a time (see `Watchdog`).
+    - Called again, it returns another communicator of the same ranks, and its options take the place of the earlier.
 
     Args:
         comm: the ranks, when they are not those that the launcher started; abort hook and watchdog are theirs to
@@ -70,6 +72,8 @@ def init(
     Raises:
         LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
     """
+    require_communicator(comm)
+    require_path("crash_directory", crash_directory, "the path of a directory, such as 'crash'")
     comm, _ = start(comm, banner, watchdog, Path(crash_directory))
     return comm
 
@@ -84,7 +88,7 @@ def start(
     if comm is None:
         comm = world()
         _end_together(comm, watchdog)
-        Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
+        _watch(comm, Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()))
     place = comm.describe()
     places = gather_places(comm, place.node)
     threads, reason = share_cores(places, comm.rank)
@@ -113,6 +117,14 @@ def _end_together(comm: Communicator, limit: float) -> None:
     # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
     goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
     install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
+
+
+def _watch(comm: Communicator, watchdog: Watchdog) -> None:
+    """Have a watchdog watch this rank instead of the one that an earlier call started."""
+    recorder = comm.lane.recorder
+    if recorder.guard is not None:
+        recorder.guard.stop()
+    recorder.guard = watchdog.start()
 
 
 def processor() -> str:

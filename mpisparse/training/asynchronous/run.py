@@ -213,7 +213,7 @@ class _Run:
 
 def make_samples(section: LogisticModel, data: Dataset) -> Samples:
     """Return all samples as the compiled loop takes them, dense: 4 bytes an entry on every rank."""
-    inputs, targets = data.batch(torch.arange(len(data)))
+    inputs, targets = data.batch(torch.arange(len(data), device="cpu"))
     rows = np.ascontiguousarray(inputs.flatten(1).numpy())
     signs = np.where(targets.numpy() == 1, 1, -1).astype(np.float32)
     return Samples(rows, signs, isinstance(section, SvmModel), np.float32(curvature_of(section)))

@@ -124,8 +124,8 @@ def image_split(name: str, train: Images, test: Images, num_classes: int) -> Spl
             num_classes=num_classes,
             inputs=torch.from_numpy(images.pixels),
             targets=torch.from_numpy(images.labels.astype(np.int64)),
-            mean=torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1),
-            deviation=torch.tensor(deviation, dtype=torch.float32).reshape(-1, 1, 1),
+            mean=torch.tensor(mean, dtype=torch.float32, device="cpu").reshape(-1, 1, 1),
+            deviation=torch.tensor(deviation, dtype=torch.float32, device="cpu").reshape(-1, 1, 1),
         )
 
     return Split(part(train, "train"), part(test, "test"))

@@ -31,7 +31,7 @@ class Vocabulary:
         """
         positions = {character: position for position, character in enumerate(self.characters)}
         try:
-            return torch.tensor([positions[character] for character in text], dtype=torch.int64)
+            return torch.tensor([positions[character] for character in text], dtype=torch.int64, device="cpu")
         except KeyError as error:
             raise DataError(f"character {error} is not among the {len(self.characters)} of the vocabulary") from error
 
