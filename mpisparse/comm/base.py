@@ -145,8 +145,8 @@ class Communicator(ABC):
         Args:
             name: what to call it where a hang is explained; this one's name by default.
         """
-        self._handles.meet(self.allgather_bytes)
         with self.lane.call("duplicate"):
+            self._handles.meet(self.allgather_bytes)
             fresh = self._duplicate()
         fresh.lane = self.lane.recorder.lane(name or self.lane.kind)
         weakref.finalize(fresh, fresh.lane.recorder.retire, fresh.lane).atexit = False
@@ -318,8 +318,8 @@ class Communicator(ABC):
                 )
             )
         shared = kind != "accumulate" and nodes == 1
-        self._handles.meet(self.allgather_bytes)
         with self.lane.call("open_window"):
+            self._handles.meet(self.allgather_bytes)
             window = self._shared_window(numel) if shared else self._accumulate_window(numel)
         window.enter(self._handles)
         return window
