@@ -6,7 +6,6 @@ import atexit
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.comm import Communicator, world
@@ -14,6 +13,7 @@ from mpisparse.errors import counted
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
+from mpisparse.version import __version__
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def start(
     places = gather_places(comm, place.node)
     threads, reason = share_cores(places, comm.rank)
     surroundings = Surroundings(
-        mpisparse=version("mpisparse"),
+        mpisparse=__version__,
         ranks=comm.size,
         nodes=place.nodes,
         library=place.library,

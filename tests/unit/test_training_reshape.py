@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mpisparse.checkpoint import Checkpointer, open_checkpoint
 from mpisparse.comm import Communicator, run_ranks
-from mpisparse.errors import CheckpointError
+from mpisparse.errors import CheckpointError, counted
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(old: int, new: int, rule: st
         assert (np.abs(now - mean) <= magnitude * 2.0**-24 * (1 + 1e-9) + 1e-15 * np.abs(mean) + 2.0**-150).all()
     if old != new:
         assert len({found["line"] for found in after}) == 1
-        assert after[0]["line"].startswith(f"reshaped from {old} to {new} ranks (redistribute); ")
+        assert after[0]["line"].startswith(f"reshaped from {old} to {counted(new, 'rank')} (redistribute); ")
 
 
 @pytest.mark.parametrize("rule", RULES)
