@@ -9,9 +9,8 @@ from typing import TextIO
 
 import click
 
-from analysis.load import load_run
 from analysis.markdown import number
-from analysis.table import rows_of, to_markdown
+from analysis.table import read_runs, rows_of, to_markdown
 from analysis.terminal import say, say_markdown, say_usage
 
 #: Warnings that are printed; the page has all.
@@ -26,12 +25,18 @@ def cli() -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 def table(runs: tuple[Path, ...]) -> None:
-    """Print a Markdown table of RUNS; runs that differ in the seed alone make one row."""
+    """Print a Markdown table of RUNS; runs that differ in the seed alone make one row.
+
+    RUNS are run directories, sweep directories, or parents of them; what is none is left out.
+    """
     try:
-        say_markdown(to_markdown(rows_of(load_run(run) for run in runs)))
+        found, left_out = read_runs(runs)
     except ValueError as error:
         say(f"analysis: {error}", error=True)
         sys.exit(78)
+    for line in left_out:
+        say(f"analysis: left out: {line}", error=True)
+    say_markdown(to_markdown(rows_of(found)))
 
 
 @cli.command()
@@ -102,13 +107,26 @@ def compare(one: Path, other: Path) -> None:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Print once, and end.")
-@click.option("--every", default=1.0, show_default=True, help="Seconds between looks.")
-def tail(run: Path, once: bool, every: float) -> None:
+@click.option(
+    "--every",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    help="Seconds between looks.",
+)
+@click.option(
+    "--wait",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait for a run that is about to begin.",
+)
+def tail(run: Path, once: bool, every: float, wait: float) -> None:
     """Follow RUN while it goes on. Ends when the run has ended (exit code 0), failed or stalled (1)."""
     from analysis.tail import follow
 
     try:
-        state = follow(run, once=once, every=every)
+        state = follow(run, once=once, every=every, wait=wait)
     except ValueError as error:
         say(f"analysis: {error}", error=True)
         sys.exit(78)

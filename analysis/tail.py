@@ -53,6 +53,22 @@ class Progress:
         total = sum(sum(line["seconds"].values()) for line in self.recent)
         return total / len(self.recent) if self.recent else 0.0
 
+    def has_begun(self) -> bool:
+        """Return True once there is a log, or word that the run failed before it had one.
+
+        Raises:
+            ValueError: what is there is no run, and will be none.
+        """
+        if (self.directory / "metrics.jsonl").exists() or (self.directory / "failed.json").exists():
+            return True
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{self.directory} is a file: give the directory of a run")
+        runs = sorted(path.parent.name for path in self.directory.glob("*/config.toml"))
+        if runs:
+            named = ", ".join(runs[:5]) + (", ..." if len(runs) > 5 else "")
+            raise ValueError(f"{self.directory} holds runs, {named}: give one of them")
+        return False
+
     def look(self) -> None:
         """Read what was added to the log.
 
@@ -157,17 +173,25 @@ def follow(
     *,
     once: bool = False,
     every: float = 1.0,
+    wait: float = 600.0,
     console: Console | None = None,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """Show a run until it has ended or stalled, and return its state. Without a terminal, print when a step was added.
 
+    Args:
+        once: print once; no waiting.
+        every: seconds between looks.
+        wait: seconds at most until a run that is about to begin has a log.
+
     Raises:
-        ValueError: there is no run in the directory.
+        ValueError: there is no run in the directory, and none has begun in that time.
     """
     console = console or Screen()
     progress = Progress(directory)
+    if not once:
+        _wait_for(progress, console, every, wait, sleep)
     progress.look()
     if once or not console.is_terminal:
         return _print(progress, console, once, every, clock, sleep)
@@ -177,6 +201,23 @@ def follow(
             progress.look()
             live.update(show(progress, clock()), refresh=True)
     return progress.state(clock())
+
+
+def _wait_for(progress: Progress, console: Console, every: float, wait: float, sleep: Callable[[float], None]) -> None:
+    """Return when the run has a log; a line says what is waited for."""
+    waited = 0.0
+    while not progress.has_begun():
+        what = "its log" if (progress.directory / "config.toml").exists() else "a run to begin there"
+        if waited >= wait:
+            raise ValueError(
+                f"{progress.directory}: waited {wait:g} s for {what}, and nothing came: give the directory of a run, "
+                "or a longer --wait"
+            )
+        if not waited:
+            line = f"{progress.directory}: waiting for {what}, for {wait:g} s at most"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        sleep(every)
+        waited += every
 
 
 def _print(

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from jobs.local import MPIRUN, make_here
 from jobs.plan import Batch, plan
@@ -81,7 +82,7 @@ def submit(
     options = _options(settings, reduced, retry)
     if local:
         prepare(plans, directory, batches, {})
-        raise SystemExit(make_here(directory, batches, options, launcher, say))
+        raise SystemExit(make_here(directory, batches, options, launcher, _typed(click.get_current_context())))
     _submit(plans, directory, batches, site, options, render_to is not None, test_only)
 
 
@@ -100,6 +101,8 @@ def status(directory: Path, as_json: bool) -> None:
 def _submit(
     study: Study, directory: Path, batches: list[Batch], site: Site, options: list[str], only_render: bool, test: bool
 ) -> None:
+    if not only_render:
+        site.require_filled()
     files = render(study.name, batches, site, directory, CHECKOUT, options)
     if not only_render:
         find_command("sbatch")
@@ -133,6 +136,21 @@ def _options(settings: tuple[str, ...], reduced: bool, retry: bool) -> list[str]
     """Return what every `mpisparse sweep` has to be told to read the same study."""
     words = [word for setting in settings for word in ("--set", setting)]
     return [*words, *(["--reduced"] if reduced else []), *(["--retry"] if retry else [])]
+
+
+def _typed(context: click.Context) -> str:
+    """Return the command that was typed, for a shell."""
+    words = ["python", "-m", "jobs", str(context.info_name)]
+    for option in context.command.params:
+        name, given = str(option.name), context.params.get(str(option.name))
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(option, click.Argument):
+            words.append(str(given))
+        else:
+            for value in given if isinstance(given, tuple) else (given,):
+                words += option.opts[:1] if value is True else [option.opts[0], str(value)]
+    return shlex.join(words)
 
 
 def _refuse_while_queued(directory: Path) -> None:

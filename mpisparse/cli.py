@@ -27,6 +27,7 @@ from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
 from mpisparse.terminal import Screen, say, say_usage
 from mpisparse.tools.command import checkpoint
+from mpisparse.version import __version__
 
 if TYPE_CHECKING:
     from mpisparse.training.study import Study
@@ -38,7 +39,7 @@ _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="mpisparse")
+@click.version_option(__version__, prog_name="mpisparse")
 def cli() -> None:
     """Data-parallel PyTorch training over MPI with sparsified gradients."""
 

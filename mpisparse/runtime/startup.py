@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.arguments import require_path
@@ -14,6 +13,7 @@ from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
 from mpisparse.terminal import say
+from mpisparse.version import __version__
 from mpisparse.words import counted
 
 
@@ -93,7 +93,7 @@ def start(
     places = gather_places(comm, place.node)
     threads, reason = share_cores(places, comm.rank)
     surroundings = Surroundings(
-        mpisparse=version("mpisparse"),
+        mpisparse=__version__,
         ranks=comm.size,
         nodes=place.nodes,
         library=place.library,

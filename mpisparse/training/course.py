@@ -23,6 +23,7 @@ from mpisparse.training.evaluate import evaluate, objective
 from mpisparse.training.optimum import Optimum
 from mpisparse.training.saving import Saving
 from mpisparse.training.trainer import Trainer
+from mpisparse.version import __version__
 from mpisparse.words import counted
 
 
@@ -81,7 +82,7 @@ class Course:
         """Take the steps that are left, and return the result. Collective."""
         trainer, comm = self.trainer, self.comm
         if trainer.steps_done < self.steps:
-            self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
+            self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps, mpisparse=__version__)
         metrics: dict[str, float] | None = None
         with Console(comm.rank == 0 and not quiet, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
@@ -200,7 +201,8 @@ class Course:
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a checkpoint holds: what all ranks hold alike, and what this rank alone holds."""
-        return {**self.trainer.replicated_state(), "config": to_tree(self.config)}, self.trainer.rank_state()
+        about = {"config": to_tree(self.config), "mpisparse": __version__}
+        return {**self.trainer.replicated_state(), **about}, self.trainer.rank_state()
 
     def _summarise(self, console: Console, metrics: dict[str, float], command: Command | None) -> None:
         rows = summary_rows(metrics, self.totals, self.comm.size)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+import mpisparse as ms
+from mpisparse.checkpoint import Checkpointer
+from mpisparse.checkpoint.saved import open_checkpoint
 from mpisparse.comm import solo
 from mpisparse.comm.launcher import launch_words
 from mpisparse.errors import NonFiniteError
@@ -16,7 +21,15 @@ from mpisparse.training.command import Command
 from mpisparse.training.configfile import parse_config
 from mpisparse.training.run import run_training
 from mpisparse.words import counted
+from tests.paths import CHECKOUT
 
+CONFIG = {
+    "name": "try",
+    "data": {"name": "digits"},
+    "model": {"name": "mlp", "hidden": [4]},
+    "training": {"length": "6 steps", "batch": 60, "evaluate": "100 steps"},
+    "checkpoint": {"every": "2 steps", "asynchronous": False},
+}
 SETTINGS = ("sparsifier.name=topk", "training.length=4 epochs", "name=it's")
 
 
@@ -64,8 +77,6 @@ def test_another_rule_takes_the_place_of_the_sparsifier() -> None:
 
 
 def test_a_failure_names_the_newest_checkpoint_and_the_command(tmp_path: Path) -> None:
-    from mpisparse.checkpoint import Checkpointer
-
     command = Command("train", Path("run.toml"))
     assert command.after_failure(tmp_path, {}) == ""
     with Checkpointer(tmp_path / "checkpoints", comm=solo()) as checkpointer:
@@ -83,16 +94,7 @@ def test_nouns_agree_with_their_numbers() -> None:
 def test_a_run_that_fails_notes_the_command_and_one_that_saved_nothing_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = parse_config(
-        {
-            "name": "try",
-            "data": {"name": "digits"},
-            "model": {"name": "mlp", "hidden": [4]},
-            "training": {"length": "6 steps", "batch": 60, "evaluate": "100 steps"},
-            "checkpoint": {"every": "2 steps", "asynchronous": False},
-        },
-        "here",
-    )
+    config = parse_config(CONFIG, "here")
     comm, surroundings = start(solo(), banner=False)
     command = Command("train", Path("run.toml"))
     for step, notes in ((1, []), (4, [command.after_failure])):
@@ -101,3 +103,17 @@ def test_a_run_that_fails_notes_the_command_and_one_that_saved_nothing_does_not(
         with pytest.raises(NonFiniteError) as caught:
             run_training(comm, surroundings, config, run_dir=directory, command=command, quiet=True)
         assert getattr(caught.value, "__notes__", []) == [note(directory) for note in notes]
+
+
+def test_the_version_is_one_and_is_written_down(tmp_path: Path) -> None:
+    comm, surroundings = start(solo(), banner=False)
+    run_training(comm, surroundings, parse_config(CONFIG, "here"), run_dir=tmp_path, quiet=True)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().partition("\n")[0])
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    replicated = open_checkpoint(tmp_path / "checkpoints").replicated()
+    assert isinstance(replicated, dict)
+    assert {first["mpisparse"], environment["mpisparse"], replicated["mpisparse"]} == {ms.__version__}
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert ms.__version__ in (CHECKOUT / project["tool"]["hatch"]["version"]["path"]).read_text()
+    assert f"## {ms.__version__.partition('.dev')[0]} (unreleased)" in (CHECKOUT / "CHANGELOG.md").read_text()

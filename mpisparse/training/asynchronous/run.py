@@ -38,6 +38,7 @@ from mpisparse.training.directory import describe_optimum, describe_run, open_di
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
+from mpisparse.version import __version__
 from mpisparse.words import counted
 
 #: Shares between two snapshots at least, so that these can be taken about when they are due.
@@ -191,7 +192,8 @@ class _Run:
             comm=self.comm,
             shared=self.config.checkpoint.shared,
         )
-        checkpointer.save(self.updates, {"model": self.model.state_dict(), "config": to_tree(self.config)})
+        about = {"config": to_tree(self.config), "mpisparse": __version__}
+        checkpointer.save(self.updates, {"model": self.model.state_dict(), **about})
 
     def _summarise(
         self,
