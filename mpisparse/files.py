@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any, TextIO
 SMALL = 2**22
 #: Commas and opening brackets in JSON at most, braces counted three times: about 200 MiB of Python objects.
 _VALUES = 2**21
+#: Levels of TOML at most.
+_DEPTH = 32
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -200,6 +203,43 @@ def _refuse_half_pairs(text: str) -> None:
         if not high:
             return
     raise ValueError("a string holds half a surrogate pair")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what TOML text holds.
+
+    Raises:
+        ValueError: it is not TOML, an integer is beyond 64 bits, a float beyond the largest, or it is nested too deep.
+    """
+    if text.startswith("\ufeff"):
+        raise ValueError("it begins with a byte order mark: save it as UTF-8 without one")
+    try:
+        tree = tomllib.loads(text, parse_float=_toml_float)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {_DEPTH} levels") from None
+    require_plain(tree)
+    return tree
+
+
+def require_plain(tree: Any) -> None:
+    """Raise ValueError unless what was read from TOML is nested no deeper than a configuration, in 64-bit integers."""
+    level: list[Any] = [tree]
+    for _ in range(_DEPTH):
+        for value in level:
+            if type(value) is int and not -(2**63) <= value < 2**63:
+                raise ValueError(f"an integer of {value.bit_length()} bits is beyond the 64 that TOML has")
+        holders = [value for value in level if isinstance(value, dict | list)]
+        level = [inner for value in holders for inner in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {_DEPTH} levels")
+
+
+def _toml_float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value) and "inf" not in digits:
+        raise ValueError(f"the number {digits:.40} is beyond the largest float")
+    return value
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

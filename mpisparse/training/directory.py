@@ -15,8 +15,9 @@ import torch
 
 from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import ConfigError
+from mpisparse.files import remove_temporary, replace_file
 from mpisparse.runtime import Surroundings
-from mpisparse.runtime.runlog import replace_file
+from mpisparse.runtime.runlog import writes
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import differences, to_toml, to_tree
 from mpisparse.training.optimum import Optimum
@@ -52,7 +53,11 @@ def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -
 
 
 def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings) -> None:
-    """Write config.toml and environment.json. For rank 0 alone."""
+    """Write config.toml and environment.json. For rank 0 alone.
+
+    Raises:
+        RunDirectoryError: one of them cannot be written.
+    """
     environment = {
         **asdict(surroundings),
         "torch": torch.__version__,
@@ -64,13 +69,19 @@ def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings)
         "host": node(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    replace_file(directory / "config.toml", lambda file: file.write(to_toml(config)))
-    replace_file(directory / "environment.json", lambda file: file.write(json.dumps(environment, indent=2) + "\n"))
+    remove_temporary(directory)
+    _write(directory / "config.toml", to_toml(config))
+    _write(directory / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def describe_optimum(directory: Path, optimum: Optimum) -> None:
     """Write optimum.json. For rank 0 alone."""
-    replace_file(directory / "optimum.json", lambda file: file.write(json.dumps(asdict(optimum), indent=2) + "\n"))
+    _write(directory / "optimum.json", json.dumps(asdict(optimum), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with writes(path):
+        replace_file(path, lambda file: file.write(text))
 
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:

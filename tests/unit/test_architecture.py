@@ -180,6 +180,7 @@ def test_jobs_read_studies_and_import_no_more() -> None:
     """It runs on login nodes, where no MPI may be started."""
     allowed = {
         "mpisparse.errors",
+        "mpisparse.files",
         "mpisparse.runtime.runlog",
         "mpisparse.training.section",
         "mpisparse.training.study",

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpisparse.runtime.runlog import SCHEMA, replace_file
+from mpisparse.files import replace_file
+from mpisparse.runtime.runlog import SCHEMA, writes
 
 Fields = Mapping[str, Any]
 
 
 def write_rank(directory: Path, rank: int, step: int, fields: Fields) -> None:
     """Write the file of one rank, a single line; `step` are the updates of all ranks."""
-    (directory / "ranks").mkdir(exist_ok=True)
+    with writes(directory / "ranks"):
+        (directory / "ranks").mkdir(exist_ok=True)
     _write(directory / "ranks" / f"rank-{rank:05d}.jsonl", [{"step": step, **fields}])
 
 
@@ -56,4 +58,5 @@ def summary_rows(evaluations: Sequence[Fields], end: Fields, numel: int, size: i
 
 def _write(path: Path, lines: Sequence[Fields]) -> None:
     text = "".join(json.dumps({"schema": SCHEMA, **line}, separators=(",", ":")) + "\n" for line in lines)
-    replace_file(path, lambda file: file.write(text))
+    with writes(path):
+        replace_file(path, lambda file: file.write(text))
