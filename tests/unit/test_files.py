@@ -26,14 +26,25 @@ from mpisparse.training.configfile import read_config, read_text
 from mpisparse.training.study import read_study
 from mpisparse.training.sweepfiles import Failure, read_failure
 
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def make_huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**40)
+
+
 ODD: dict[str, Callable[[Path], object]] = {
     "a pipe": os.mkfifo,
     "a device that never ends": lambda path: path.symlink_to("/dev/zero"),
     "a directory": lambda path: path.mkdir(),
-    "a socket": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+    "a socket": bind,
     "a link to nothing": lambda path: path.symlink_to(path.with_name("nowhere")),
     "a link to itself": lambda path: path.symlink_to(path),
-    "a huge file": lambda path: (path.touch(), os.truncate(path, 2**40)),
+    "a huge file": make_huge,
 }
 CONFIG = """
 name = "try"
@@ -150,7 +161,7 @@ def test_lax_json_is_refused(name: str) -> None:
         files.parse_json(LAX[name])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-    with pytest.raises(CheckpointError, match="^the structure is damaged: "):
+    with pytest.raises(CheckpointError, match=r"^the structure is damaged: "):
         Structure.from_bytes(LAX[name])
 
 
@@ -267,6 +278,11 @@ def flush(log: RunLog) -> None:
     log.flush()
 
 
+def write_and_sync(log: RunLog) -> None:
+    flush(log)
+    log.sync()
+
+
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_full_disk_is_a_named_error_of_the_log(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = RunLog(tmp_path, solo())
@@ -279,8 +295,7 @@ def test_a_full_disk_is_a_named_error_of_the_log(call: str, tmp_path: Path, monk
         with pytest.raises(
             RunDirectoryError, match=r"^rank 0: .*ranks/rank-00000\.jsonl cannot be written: No space left on device\."
         ):
-            flush(log)
-            log.sync()
+            write_and_sync(log)
     log.close()
     assert RunDirectoryError.exit_code == 70
 
