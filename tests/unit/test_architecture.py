@@ -13,10 +13,10 @@ PACKAGE = CHECKOUT / "mpisparse"
 
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
-    "version", "errors", "words", "terminal", "arguments", "names", "faults", "phases", "random", "sparse",
-    "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "collectives",
-    "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard",
-    "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "version", "errors", "files", "words", "terminal", "arguments", "names", "faults", "phases", "random",
+    "sparse", "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat",
+    "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence",
+    "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
@@ -201,6 +201,7 @@ def test_jobs_read_studies_and_import_no_more() -> None:
     """It runs on login nodes, where no MPI may be started."""
     allowed = {
         "mpisparse.errors",
+        "mpisparse.files",
         "mpisparse.terminal",
         "mpisparse.words",
         "mpisparse.runtime.runlog",
