@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import node
@@ -17,7 +18,7 @@ from mpisparse.errors import ConfigError, MpiSparseError
 from mpisparse.runtime.runlog import last_line, replace_file
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import complete, to_toml, to_tree
-from mpisparse.training.study import Study
+from mpisparse.training.study import Planned, Study
 
 _FAILED = "failed.json"
 
@@ -50,9 +51,25 @@ class Failure:
         return f"{self.error}{'' if self.step is None else f' at step {self.step}'}"
 
 
+def chosen_runs(study: Study, only: range | None) -> Sequence[Planned]:
+    """Return the runs of a study with the indices `only`, all by default.
+
+    Raises:
+        ConfigError: it names a run that is not there, or none.
+    """
+    if only is None:
+        return study.runs
+    if not only or only.start < 0 or only.stop > len(study.runs):
+        raise ConfigError(
+            f"--only {only.start}:{only.stop} names no runs of {study.name}: give the first and one more than the "
+            f"last, between 0:1 and 0:{len(study.runs)}"
+        )
+    return study.runs[only.start : only.stop]
+
+
 def listing(study: Study, only: range | None = None) -> list[dict[str, Any]]:
     """Return the runs of a study as data: index, directory and settings of each."""
-    runs = study.runs if only is None else [run for run in study.runs if run.index in only]
+    runs = chosen_runs(study, only)
     return [{"index": run.index, "directory": run.directory, "settings": run.settings} for run in runs]
 
 
