@@ -15,7 +15,7 @@ import torch
 
 from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import ConfigError
-from mpisparse.files import remove_temporary, replace_file
+from mpisparse.files import remove_temporary, write_text
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import writes
 from mpisparse.training.config import RunConfig
@@ -81,7 +81,7 @@ def describe_optimum(directory: Path, optimum: Optimum) -> None:
 
 def _write(path: Path, text: str) -> None:
     with writes(path):
-        replace_file(path, lambda file: file.write(text))
+        write_text(path, text)
 
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:

@@ -21,8 +21,8 @@ ORDER = [
 
 #: Rooms of the analysis, likewise.
 ANALYSIS_ORDER = [
-    "load", "find", "table", "method", "markdown", "web", "columns", "waiting", "brief", "many", "bootstrap", "drawing",
-    "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
+    "files", "load", "find", "table", "method", "markdown", "web", "columns", "waiting", "brief", "many", "bootstrap",
+    "drawing", "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
 ]  # fmt: skip
 
 
