@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.columns import PHASES, Columns, read_columns
+from analysis.files import parse_toml, read_json, read_text
 from analysis.markdown import number
 from analysis.waiting import Waiting, read_waiting
 
@@ -109,10 +108,10 @@ def read_brief(directory: Path) -> Brief:
     if (directory / "failed.json").exists():
         raise ValueError("failed, see its failed.json")
     try:
-        config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+        config = parse_toml(read_text(directory / "config.toml"))
         if "asynchronous" in config:
             raise ValueError("an asynchronous run, which has no steps")
-        environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+        environment = read_json(directory / "environment.json")
         columns = read_columns(directory / "metrics.jsonl")
         ranks = int(environment["ranks"])
     except (OSError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from analysis.files import open_regular, parse_json, read_json
 from analysis.markdown import number
 from analysis.report.tables import bytes_text, time_text
 from analysis.terminal import Screen
@@ -88,9 +88,9 @@ class Progress:
         if self.modified and about.st_mtime > self.modified:
             self.pause = max(0.5 * self.pause, about.st_mtime - self.modified)
         self.modified = about.st_mtime
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(self.offset)
-            for raw in file:
+            for raw in iter(lambda: file.readline(_LINE), b""):
                 if not raw.endswith(b"\n"):
                     break
                 self.offset += len(raw)
@@ -102,8 +102,10 @@ class Progress:
 
     def _take(self, raw: bytes) -> None:
         try:
-            line = json.loads(raw)
+            line = parse_json(raw, constants=True)
         except ValueError:
+            return
+        if not isinstance(line, dict):
             return
         kind = line.get("kind")
         if kind == "start":
@@ -120,7 +122,7 @@ class Progress:
         """Return in words whether the run goes on, has ended, or seems to have stopped; `now` is in Unix seconds."""
         failed = self.directory / "failed.json"
         if failed.exists():
-            return f"failed: {json.loads(failed.read_text(encoding='utf-8')).get('message', 'see failed.json')}"
+            return f"failed: {_message(failed)}"
         if self.ended:
             return "ended"
         if not self.modified:
@@ -129,6 +131,19 @@ class Progress:
         if silent > max(_STALLED, _PAUSES * self.pause):
             return f"stalled or stopped: nothing was written for {_duration(silent)}"
         return "running"
+
+
+#: Bytes of a line at most.
+_LINE = 2**20
+
+
+def _message(failed: Path) -> str:
+    """Return what a failed.json says, or that it cannot be read."""
+    try:
+        content = read_json(failed)
+        return str(content["message"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{failed.name} cannot be read: {error!r:.200}"
 
 
 def show(progress: Progress, now: float) -> Table:

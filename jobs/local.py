@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.plan import Batch
 from jobs.prepare import STATE
 from mpisparse.errors import ConfigError
+from mpisparse.files import write_text
 from mpisparse.terminal import Screen
 from mpisparse.training.study import describe
 from mpisparse.words import counted, visible
@@ -115,7 +116,7 @@ def _launch(launcher: str, ranks: int) -> list[str]:
 
 def _make(place: Path, index: int, command: list[str], options: Sequence[str]) -> int:
     state = place / STATE / str(index)
-    state.write_text(f"running local-{os.getpid()}\n", encoding="utf-8")
+    _note(state, f"running local-{os.getpid()}\n")
     command = [*command, "sweep", str(place / "study.toml"), "--run-dir", str(place), "--only", str(index), *options]
     # The mpirun and the mpisparse of this Python come before others.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -132,5 +133,13 @@ def _make(place: Path, index: int, command: list[str], options: Sequence[str]) -
         except KeyboardInterrupt:
             code = 130
     code = 128 - code if code < 0 else code
-    state.write_text(f"ended {code}\n", encoding="utf-8")
+    _note(state, f"ended {code}\n")
     return code
+
+
+def _note(state: Path, text: str) -> None:
+    """Write what becomes of a run."""
+    try:
+        write_text(state, text)
+    except OSError as error:
+        raise ConfigError(f"{state} cannot be written: {error.strerror}") from error

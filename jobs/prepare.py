@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.plan import Batch
 from jobs.render import SUBMIT
 from mpisparse.errors import ConfigError
+from mpisparse.files import write_text
 from mpisparse.training.study import Study
 from mpisparse.training.sweepfiles import claim, look_up
 
@@ -50,7 +51,7 @@ def prepare(study: Study, directory: Path, batches: Iterable[Batch], files: dict
                 (state / str(run.index)).unlink(missing_ok=True)
         for name, text in files.items():
             # Paths in the script are those of the disk, also where they are no UTF-8.
-            (directory / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+            write_text(directory / name, text, errors="surrogateescape")
         if SUBMIT in files:
             (directory / SUBMIT).chmod(0o755)
     except OSError as error:

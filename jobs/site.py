@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.errors import ConfigError
+from mpisparse.files import read_text
 from mpisparse.training.section import unknown_key
 
 SITES = Path(__file__).resolve().parent / "sites"
@@ -96,8 +97,8 @@ def read_site(path: Path, environ: Mapping[str, str]) -> Site:
         ConfigError: the file cannot be read, a line is no KEY=VALUE, a key is unknown, or a value is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the site file {path}: {error}") from error
     values: dict[str, str] = {}
     unfilled = []

@@ -13,6 +13,7 @@ from analysis.brief import Brief
 from analysis.drawing.draw import draw
 from analysis.export.extra_p import extra_p_lines
 from analysis.export.mllog import mllog_lines
+from analysis.files import write_text
 from analysis.many import read_briefs
 from analysis.markdown import number
 from analysis.report.figures import Measured, figures
@@ -50,7 +51,7 @@ def build_report(
     written = [path for section in sections for drawing in section.drawings for path in draw(drawing, directory)]
     text = to_markdown(sections, refusals, left_out, datetime.now(UTC))
     for name, body in (("index.md", text), ("index.html", folded(to_html(text), directory))):
-        (directory / name).write_text(body, encoding="utf-8")
+        write_text(directory / name, body)
         written.append(directory / name)
     kept = [brief for study in studies for brief in study.briefs]
     written += _export(kept, studies, extra_p, mllog)

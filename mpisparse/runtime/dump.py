@@ -16,7 +16,7 @@ import numpy as np
 
 from mpisparse.comm.recorder import Call, Recorder
 from mpisparse.errors import ConfigError
-from mpisparse.files import read_json, replace_file
+from mpisparse.files import read_json, replace_file, write_text
 
 SCHEMA = 1
 
@@ -51,7 +51,7 @@ def write_dump(directory: Path, dump: Dump) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     path = dump_path(directory, dump["rank"])
     replace_file(path.with_suffix(".stacks"), faulthandler.dump_traceback)
-    replace_file(path, lambda text: text.write(json.dumps(dump, indent=1) + "\n"))
+    write_text(path, json.dumps(dump, indent=1) + "\n")
 
 
 def dump_path(directory: Path, rank: int) -> Path:

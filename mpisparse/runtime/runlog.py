@@ -21,13 +21,13 @@ import numpy as np
 from mpisparse.comm import Communicator
 from mpisparse.errors import RunDirectoryError
 from mpisparse.exchange import Traffic
-from mpisparse.files import open_log, open_regular, parse_json, replacing
+from mpisparse.files import OddFileError, open_log, open_regular, parse_json, replacing
 from mpisparse.phases import NAMES
 
 SCHEMA = 1
 
-#: Bytes that no line is longer than.
-_LINE = 2**16
+#: Bytes that no line is longer than, and no log.
+_LINE, _LOG = 2**16, 2**35
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +255,8 @@ def _cut(path: Path, start_step: int) -> None:
     except FileNotFoundError:
         return
     with before:
+        if os.fstat(before.fileno()).st_size > _LOG:
+            raise OddFileError(f"larger than {_LOG} bytes, which no log is", path)
         if all(_is_up_to(line, start_step) for line in _lines(before)):
             return
         before.seek(0)

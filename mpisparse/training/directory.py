@@ -17,7 +17,7 @@ import torch
 
 from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
-from mpisparse.files import remove_temporary, replace_file
+from mpisparse.files import remove_temporary, write_text
 from mpisparse.runtime import Surroundings
 from mpisparse.runtime.runlog import last_line, writes
 from mpisparse.training.config import RunConfig
@@ -87,7 +87,7 @@ def describe_optimum(directory: Path, optimum: Optimum) -> None:
 
 def _write(path: Path, text: str) -> None:
     with writes(path):
-        replace_file(path, lambda file: file.write(text))
+        write_text(path, text)
 
 
 def record_end(comm: Communicator, directory: Path, step: int, exit_code: int = 0, stopped: str = "") -> None:
@@ -136,7 +136,7 @@ def _write_end(comm: Communicator, directory: Path, status: str, exit_code: int,
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    replace_file(directory / _END, lambda file: file.write(json.dumps(record) + "\n"))
+    write_text(directory / _END, json.dumps(record) + "\n")
 
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:

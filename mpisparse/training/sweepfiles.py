@@ -12,7 +12,7 @@ from typing import Any
 
 from mpisparse import errors
 from mpisparse.errors import ConfigError, MpiSparseError
-from mpisparse.files import parse_json, parse_toml, read_text, replace_file
+from mpisparse.files import parse_json, parse_toml, read_text, write_text
 from mpisparse.runtime.runlog import last_line, writes
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import complete, to_toml, to_tree
@@ -141,7 +141,7 @@ def write_failure(path: Path, error: MpiSparseError, *, at_a_step: bool) -> dict
     failure = asdict(Failure(type(error).__name__, str(error), step if at_a_step else None))
     with writes(path / _FAILED):
         path.mkdir(parents=True, exist_ok=True)
-        replace_file(path / _FAILED, lambda file: file.write(json.dumps(failure, indent=2) + "\n"))
+        write_text(path / _FAILED, json.dumps(failure, indent=2) + "\n")
     return failure
 
 
@@ -162,7 +162,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file, which other jobs of the same sweep may be writing, too, unless it says this already."""
     if _read(path) == text:
         return
-    replace_file(path, lambda file: file.write(text))
+    write_text(path, text)
 
 
 def _other_study(directory: Path, known: str, ours: str) -> str:

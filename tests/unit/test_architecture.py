@@ -22,7 +22,7 @@ ORDER = [
 
 #: Rooms of the analysis, likewise.
 ANALYSIS_ORDER = [
-    "terminal", "load", "find", "method", "markdown", "table", "web", "columns", "waiting", "brief", "many",
+    "files", "terminal", "load", "find", "method", "markdown", "table", "web", "columns", "waiting", "brief", "many",
     "bootstrap", "drawing", "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
 ]  # fmt: skip
 

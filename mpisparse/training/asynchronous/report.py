@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpisparse.files import replace_file
+from mpisparse.files import write_text
 from mpisparse.runtime.runlog import SCHEMA, writes
 from mpisparse.version import __version__
 
@@ -60,4 +60,4 @@ def summary_rows(evaluations: Sequence[Fields], end: Fields, numel: int, size: i
 def _write(path: Path, lines: Sequence[Fields]) -> None:
     text = "".join(json.dumps({"schema": SCHEMA, **line}, separators=(",", ":")) + "\n" for line in lines)
     with writes(path):
-        replace_file(path, lambda file: file.write(text))
+        write_text(path, text)
