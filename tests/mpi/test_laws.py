@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import laws, laws_convex, laws_overlap, laws_window
+from tests import laws, laws_convex, laws_metrics, laws_overlap, laws_window
 from tests.launch import mpirun
 
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS, **laws_metrics.LAWS}
 
 
 @pytest.fixture(scope="session")
