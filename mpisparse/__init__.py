@@ -28,6 +28,7 @@ from mpisparse.errors import (
 )
 from mpisparse.flat import Layout
 from mpisparse.memory import ErrorFeedback, Memory, MomentumCorrection, NoMemory
+from mpisparse.metrics import broadcast_object, is_main, mean, rank, size
 from mpisparse.optim import DistributedOptimizer
 from mpisparse.runtime import Preemption, Watchdog, init
 from mpisparse.shard import shard
@@ -82,9 +83,14 @@ __all__ = [
     "Wire",
     "WireError",
     "__version__",
+    "broadcast_object",
     "check_replicas",
     "init",
+    "is_main",
+    "mean",
+    "rank",
     "shard",
+    "size",
     "wire",
     "world",
 ]

@@ -186,9 +186,8 @@ class DistributedOptimizer(Optimizer):
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
             check_anything_sparse(self.flat, sparsifier)
-        if resparsify is not None:
-            rehearse_together(self.comm, resparsify, NoMemory(), wire)
-        news = rehearse_together(self.comm, sparsifier, memory, wire)
+        second = [] if resparsify is None else [(resparsify, NoMemory())]
+        news = rehearse_together(self.comm, wire, *second, (sparsifier, memory))
         if self.comm.rank == 0:
             self._replicas.say(news)
         self.exchange = GradientExchange(

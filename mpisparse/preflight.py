@@ -91,9 +91,8 @@ def clear_for_exchange(
         MpiSparseError: gradients changed after they were sent ahead.
     """
     known = [step, _NONE if samples is None else samples, _NONE if bad_entry is None else bad_entry]
-    reports = comm.allgather(
-        [*known, zlib.crc32("\n".join(options).encode(errors="surrogatepass")), int(news), *_pack(present)]
-    )
+    own = [*known, zlib.crc32("\n".join(options).encode(errors="surrogatepass")), int(news), *_pack(present)]
+    reports = comm.allgather(own, equal=True)
     _require_same_step(reports[:, _STEP])
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)
@@ -115,7 +114,7 @@ def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
         RankMismatchError: the ranks are at different steps.
         ConfigError: some ranks give `samples` and others do not, or there is no sample at all.
     """
-    reports = comm.allgather([step, _NONE if samples is None else samples])
+    reports = comm.allgather([step, _NONE if samples is None else samples], equal=True)
     _require_same_step(reports[:, 0])
     return _share(comm, reports[:, 1])
 

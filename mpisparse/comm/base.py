@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpisparse.comm import guard
 from mpisparse.comm.handles import Handles
 from mpisparse.comm.pending import Pending
 from mpisparse.comm.recorder import GivenBack, Lane, Recorder
@@ -30,6 +31,16 @@ WINDOW_LIMIT = 2**31 - 1
 
 #: Bytes that one call may move: Open MPI takes no displacement beyond 2**31 - 1, MPICH would.
 CALL_LIMIT = 2**31 - 1
+
+
+#: What has to be the same on all ranks, for the message that says that it is not.
+_COMPARED = {
+    "allgather": ("numbers",),
+    "allreduce": ("entries",),
+    "broadcast": ("bytes", "root"),
+    "broadcast_bytes": ("root",),
+    "open_window": ("entries", "place of the kind"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,11 @@ class Communicator(ABC):
 
     rank: int
     size: int
+
+    @property
+    def is_main(self) -> bool:
+        """Return True on rank 0, which speaks and writes for all."""
+        return self.rank == 0
 
     def __init__(self, rank: int, size: int, call_limit: int = CALL_LIMIT) -> None:
         self.rank = rank
@@ -184,11 +200,21 @@ class Communicator(ABC):
         with self.lane.call("barrier"):
             self._barrier()
 
-    def allgather(self, array: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the integers of all ranks, int64 of shape (size, len(array)), the length being the same on all."""
-        array = np.ascontiguousarray(array, np.int64)
+    def allgather(self, array: Sequence[int] | NDArray[np.integer], *, equal: bool = False) -> NDArray[np.int64]:
+        """Return the integers of all ranks, int64 of shape (size, len(array)). For metrics, see `mpisparse.mean`.
+
+        Args:
+            array: a vector of integers, or a torch tensor of them on any device; as many on every rank.
+            equal: whether the lengths are known to be equal, as in calls of the package itself: that saves a latency.
+
+        Raises:
+            CommError: it holds anything but integers, or the ranks give different numbers of them (then on all).
+        """
+        values = guard.integers(self.rank, "allgather", array)
         with self.lane.call("allgather"):
-            return self._allgather(array)
+            if not equal:
+                self._require_equal("allgather", values.size)
+            return self._allgather(values)
 
     def allgatherv(self, payload: Bytes, counts: Counts, out: Bytes | None = None) -> Bytes:
         """Return the payloads of all ranks, packed in rank order: the first `counts.sum()` bytes of `out`.
@@ -213,11 +239,11 @@ class Communicator(ABC):
         """Return True when `counts.sum()` bytes may move in one call. More take several, which cannot be started."""
         return int(counts.sum()) <= self._call_limit
 
-    def start_allgather(self, array: Sequence[int] | NDArray[np.int64]) -> Pending[NDArray[np.int64]]:
-        """Start an `allgather`, and return the call in progress."""
-        array = np.array(array, np.int64)
+    def start_allgather(self, array: Sequence[int] | NDArray[np.integer]) -> Pending[NDArray[np.int64]]:
+        """Start an `allgather`, and return the call in progress. Nothing looks whether the lengths are equal."""
+        values = guard.integers(self.rank, "start_allgather", array).copy()
         call = self.lane.start("started allgather")
-        pending = self._start_allgather(array)
+        pending = self._start_allgather(values)
         pending.call = call
         return pending
 
@@ -250,48 +276,71 @@ class Communicator(ABC):
         Raises:
             CommError: a buffer does not fit, or more than the limit of one call would travel; nothing was sent.
         """
-        total, incoming = self._check_counts(counts), self._check_counts(out_counts)
-        self._check_bytes("payload", payload, total)
+        total, incoming = (guard.check_counts(self.rank, self.size, each) for each in (counts, out_counts))
+        guard.check_payload(self.rank, payload, total)
         if max(total, incoming) > self._call_limit:
             raise CommError(
                 f"rank {self.rank}: {max(total, incoming)} bytes are more than one Alltoallv may move "
                 f"({self._call_limit}): send them in pieces"
             )
         out = np.empty(incoming, np.uint8) if out is None else out
-        self._check_room(out, incoming)
+        guard.check_room(self.rank, out, incoming)
         with self.lane.call("alltoallv", counts):
             self._alltoallv(payload, counts, out[:incoming], out_counts)
         return out[:incoming]
 
-    def allreduce(self, array: NDArray[np.float32]) -> None:
-        """Replace `array`, float32 and contiguous, by its sum over the ranks, in the MPI library's own order."""
-        if array.dtype != np.float32 or not array.flags.c_contiguous:
-            raise CommError(f"rank {self.rank}: Allreduce takes contiguous float32, not {array.dtype}")
+    def allreduce(self, array: NDArray[np.float32], *, equal: bool = False) -> None:
+        """Replace `array`, float32 and contiguous, by its sum over the ranks, in the MPI library's own order.
+
+        Args:
+            equal: whether all ranks are known to give as many entries; see `allgather`.
+        """
+        flat = guard.floats(self.rank, array)
         step = max(1, self._call_limit // 4)
         with self.lane.call("allreduce"):
-            for start in range(0, array.size, step):
-                self._allreduce(array[start : start + step])
+            if not equal:
+                self._require_equal("allreduce", flat.size)
+            for start in range(0, flat.size, step):
+                self._allreduce(flat[start : start + step])
 
     def allgather_bytes(self, payload: bytes) -> list[bytes]:
         """Return the byte strings of all ranks, in rank order, of any lengths."""
-        counts = self.allgather([len(payload)])[:, 0]
+        payload = guard.byte_string(self.rank, "allgather_bytes", payload)
+        counts = self.allgather([len(payload)], equal=True)[:, 0]
         packed = self.allgatherv(np.frombuffer(payload, np.uint8), counts)
         ends = np.cumsum(counts)
         return [packed[end - count : end].tobytes() for end, count in zip(ends, counts, strict=True)]
 
-    def broadcast(self, buffer: Bytes, root: int = 0) -> None:
-        """Replace `buffer`, uint8 and of the same length on all ranks, by rank `root`'s."""
-        self._check_room(buffer, buffer.size)
+    def broadcast(self, buffer: Bytes, root: int = 0, *, equal: bool = False) -> None:
+        """Replace `buffer`, uint8 and of the same length on all ranks, by rank `root`'s.
+
+        Args:
+            equal: whether all ranks are known to give the same length and root; see `allgather`.
+        """
+        root = guard.check_root(self.rank, root, self.size)
+        guard.check_room(self.rank, buffer, 0)
         with self.lane.call("broadcast"):
+            if not equal:
+                self._require_equal("broadcast", buffer.size, root)
             for start in range(0, buffer.size, self._call_limit):
                 self._broadcast(buffer[start : start + self._call_limit], root)
 
     def broadcast_bytes(self, payload: bytes | None, root: int = 0) -> bytes:
-        """Return what rank `root` gave; the others give None."""
-        ours = np.frombuffer((payload or b"") if self.rank == root else b"", np.uint8)
-        length = int(self.allgather([ours.size])[root, 0])
+        """Return what rank `root` gave; the others give None.
+
+        Raises:
+            CommError: that rank gave None, or the ranks name different ones. On all ranks.
+        """
+        root = guard.check_root(self.rank, root, self.size)
+        given = self.rank == root and payload is not None
+        ours = np.frombuffer(guard.byte_string(self.rank, "broadcast_bytes", payload) if given else b"", np.uint8)
+        everyone = self.allgather([ours.size if given else -1, root], equal=True)
+        self._refuse_unequal("broadcast_bytes", everyone[:, 1:])
+        length = int(everyone[root, 0])
+        if length < 0:
+            raise alike(CommError(f"broadcast_bytes: rank {root}, whose bytes all are to get, gave None"))
         buffer = ours.copy() if self.rank == root else np.empty(length, np.uint8)
-        self.broadcast(buffer, root)
+        self.broadcast(buffer, root, equal=True)
         return buffer.tobytes()
 
     def open_window(self, numel: int, kind: WindowKind = "auto") -> Window:
@@ -305,10 +354,14 @@ class Communicator(ABC):
         Raises:
             ConfigError: shared memory was asked for on several nodes, or a number of entries that no window has.
         """
-        if not 0 < numel <= WINDOW_LIMIT:
-            raise alike(
-                ConfigError(f"a window of {counted(numel, 'entry', 'entries')} was asked for: give 1 to {WINDOW_LIMIT}")
-            )
+        whole = isinstance(numel, int | np.integer) and not isinstance(numel, bool)
+        if not whole or not 0 < numel <= WINDOW_LIMIT:
+            entries = counted(int(numel), "entry", "entries") if whole else f"{numel!r} entries"
+            raise alike(ConfigError(f"a window of {entries} was asked for: give 1 to {WINDOW_LIMIT}"))
+        if kind not in get_args(WindowKind):
+            raise alike(ConfigError(f"window {kind!r} does not exist: use {', '.join(get_args(WindowKind))}"))
+        with self.lane.call("open_window"):
+            self._require_equal("open_window", int(numel), get_args(WindowKind).index(kind))
         nodes = self.describe().nodes
         if kind == "shared" and nodes > 1:
             raise alike(
@@ -339,38 +392,30 @@ class Communicator(ABC):
 
     def _check_gather(self, payload: Bytes, counts: Counts, out: Bytes | None) -> Bytes:
         """Return the part of `out` that an allgatherv fills."""
-        self._check_bytes("payload", payload, int(counts[self.rank]) if counts.size == self.size else -1)
-        total = self._check_counts(counts)
+        total = guard.check_counts(self.rank, self.size, counts)
+        guard.check_payload(self.rank, payload, int(counts[self.rank]))
         out = np.empty(total, np.uint8) if out is None else out
-        self._check_room(out, total)
+        guard.check_room(self.rank, out, total)
         return out[:total]
 
-    def _check_bytes(self, name: str, array: Bytes, expected: int) -> None:
-        if array.dtype != np.uint8 or array.ndim != 1 or not array.flags.c_contiguous:
-            raise CommError(
-                f"rank {self.rank}: {name} is {array.dtype} of shape {array.shape}: give a contiguous uint8 vector"
-            )
-        if array.size != expected:
-            raise CommError(f"rank {self.rank}: {name} has {array.size} bytes, but its count says {expected}")
+    def _require_equal(self, method: str, *numbers: int) -> None:
+        """Raise CommError, on all ranks, unless all ranks give the same numbers: MPI would not notice. One latency."""
+        if self.size > 1:
+            self._refuse_unequal(method, self._allgather(np.array(numbers, np.int64)))
 
-    def _check_counts(self, counts: Counts) -> int:
-        if counts.dtype != np.int64 or counts.shape != (self.size,):
-            raise CommError(
-                f"rank {self.rank}: counts are {counts.dtype} of shape {counts.shape}: "
-                f"give int64 of shape ({self.size},)"
+    def _refuse_unequal(self, method: str, everyone: NDArray[np.int64]) -> None:
+        different = np.flatnonzero((everyone != everyone[0]).any(axis=1))
+        if not different.size:
+            return
+        other = int(different[0])
+        column = int(np.flatnonzero(everyone[other] != everyone[0])[0])
+        raise alike(
+            CommError(
+                f"{method} was called differently on the ranks, {everyone[0, column]} on rank 0 and "
+                f"{everyone[other, column]} on rank {other} ({_COMPARED[method][column]}): every rank has to give the "
+                f"same. allgather_bytes takes any lengths"
             )
-        if (counts < 0).any():
-            raise CommError(f"rank {self.rank}: counts {counts.tolist()} hold a negative number")
-        return int(counts.sum())
-
-    def _check_room(self, out: Bytes, total: int) -> None:
-        if out.dtype != np.uint8 or out.ndim != 1 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise CommError(
-                f"rank {self.rank}: the receive buffer is {out.dtype} of shape {out.shape}: "
-                "give a contiguous, writable uint8 vector"
-            )
-        if out.size < total:
-            raise CommError(f"rank {self.rank}: the receive buffer has {out.size} bytes, but {total} are to come")
+        )
 
     def _allgatherv_in_rounds(self, payload: Bytes, counts: Counts, out: Bytes) -> None:
         """Gather more than one call may move: every rank sends at most a share of the limit a round."""

@@ -165,6 +165,11 @@ def everybody() -> MPICommunicator:
     return comm
 
 
+def own_place() -> tuple[int, int, str]:
+    """Return this process's rank among all that were started, how many there are, and what MPI is called."""
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), _library_name(MPI.Get_library_version())
+
+
 def _library_name(version: str) -> str:
     """Return "MPICH 5.0.2" or "Open MPI v5.0.11" from the long text that libraries give."""
     line = version.split("\x00")[0].strip().splitlines()[0]

@@ -22,6 +22,7 @@ from mpisparse.comm import Communicator
 from mpisparse.errors import RunDirectoryError
 from mpisparse.exchange import Traffic
 from mpisparse.files import OddFileError, open_log, open_regular, parse_json, replacing
+from mpisparse.metrics import gather_doubles
 from mpisparse.phases import NAMES
 
 SCHEMA = 1
@@ -102,8 +103,7 @@ class RunLog:
         if not self._pending:
             return []
         table = np.array([record.numbers() for record in self._pending])
-        flat = self._comm.allgather(np.ascontiguousarray(table).view(np.int64).reshape(-1))
-        everyone = flat.view(np.float64).reshape(self._comm.size, *table.shape)
+        everyone = gather_doubles(self._comm, table).reshape(self._comm.size, *table.shape)
         merged = [_merge(record, everyone[:, i]) for i, record in enumerate(self._pending)]
         for file in self._files():
             file.require_in_place()
