@@ -264,7 +264,8 @@ class GradientExchange:
             host = on_host(vector)
             slots = [slot for slot in self.flat.slots if slot.stop <= host.size]
             memory[name] = {
-                slot.name: torch.from_numpy(host[slot.start : slot.stop].copy()).view(slot.parameter.shape)
+                # Row after row, whatever the parameter's own order: it may be another one where this is loaded.
+                slot.name: slot.view(torch.from_numpy(host)).clone(memory_format=torch.contiguous_format)
                 for slot in slots
             }
         comm = self.collective.comm
@@ -296,7 +297,14 @@ class GradientExchange:
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
             _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
             for key, slot in slots.items():
-                put(vector[slot.start : slot.stop], memory[name][key].reshape(-1).numpy())
+                saved = memory[name][key]
+                if saved.numel() != slot.stop - slot.start:
+                    raise CheckpointError(
+                        f"the memory {name!r} of {key} in the saved state has shape {tuple(saved.shape)}, and the "
+                        f"parameter has {tuple(slot.shape)}: resume with the model that saved it"
+                    )
+                whole = vector if isinstance(vector, Tensor) else torch.from_numpy(vector)
+                slot.view(whole).copy_(saved.view(slot.shape))
         self._load_tracked(state)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 

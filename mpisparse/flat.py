@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpisparse.errors import ConfigError
+from mpisparse.errors import ConfigError, MpiSparseError
 from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
 
 Granularity = Literal["model", "tensor", "bucket"]
@@ -49,12 +49,22 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one parameter lies in the buffer."""
+    """Where one parameter lies in the buffer, and in which order.
+
+    strides: those of the parameter where they are dense and do not overlap, so that entries lie as in the parameter's
+        own memory: fused optimizers walk both as such. Row after row for other parameters.
+    """
 
     name: str
     parameter: Tensor
     start: int
     stop: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+    def view(self, vector: Tensor) -> Tensor:
+        """Return this parameter's part of `vector`, laid out like the buffer, in the parameter's shape; not a copy."""
+        return vector[self.start : self.stop].as_strided(self.shape, self.strides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +93,11 @@ class FlatGradients:
     - Sparsified tensors come first, those that are always dense after them: `sparse_numel` tells the border.
     - A gradient that autograd makes afresh (after `zero_grad(set_to_none=True)`) is copied into its slice by a hook as
       soon as it is final, so it is never held twice. A slice whose parameter got no gradient is zeroed by `collect`.
-    - The buffer lies on the CUDA device that all parameters lie on, else on the CPU. Parameters that lie elsewhere, or
-      are not float32, keep gradients of their own, copied in by `collect` and out by `publish`.
+    - The buffer lies on the CUDA device that all parameters lie on, else on the CPU. Parameters that lie elsewhere, are
+      not float32, or do not have their slot's strides (any more), keep gradients of their own, copied in by `collect`
+      and out by `publish`.
+    - Each `p.grad` is an alias made for it alone: replacing its data, as conversions of a model do, leaves the buffer
+      as it is, and the next `collect` finds that it shows something else.
     """
 
     def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], layout: Layout) -> None:
@@ -98,7 +111,7 @@ class FlatGradients:
         self.buffer = torch.zeros(self.slots[-1].stop, device=_common_device(named))
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
-        self._views = {id(s.parameter): self.buffer[s.start : s.stop].view(s.parameter.shape) for s in self.slots}
+        self._slot_of = {id(slot.parameter): slot for slot in self.slots}
         #: True when autograd has finished a gradient that no exchange has averaged.
         self.fresh = False
         #: Called with a slot's number when autograd has finished its gradient and it is in the buffer.
@@ -121,12 +134,11 @@ class FlatGradients:
         """
         present = np.ones(len(self.slots), bool)
         for i, slot in enumerate(self.slots):
-            view = self._views[id(slot.parameter)]
             if slot.parameter.grad is None:
                 present[i] = False
-                view.zero_()
+                self.buffer[slot.start : slot.stop].zero_()
             elif i not in sent:
-                self._adopt(slot.parameter)
+                self._adopt(slot)
         return present
 
     @torch.no_grad()
@@ -138,14 +150,15 @@ class FlatGradients:
         """
         self.fresh = False
         for i, slot in enumerate(self.slots):
-            view = self._views[id(slot.parameter)]
+            view = self._view(slot)
             if not slot.parameter.requires_grad or (not present[i] and not bool(view.any())):
                 slot.parameter.grad = None
-            elif self._can_alias(slot.parameter):
+            elif self._can_alias(slot):
                 slot.parameter.grad = view
-            elif slot.parameter.grad is None:
-                slot.parameter.grad = view.to(slot.parameter)
             else:
+                if not _has_layout_of(slot.parameter.grad, slot.parameter):
+                    slot.parameter.grad = _new_gradient(slot.parameter)
+                assert slot.parameter.grad is not None
                 slot.parameter.grad.copy_(view)
 
     def clear(self) -> None:
@@ -170,33 +183,93 @@ class FlatGradients:
             return None
         if grad.is_sparse:
             return id(grad), grad._version
-        outside = grad.data_ptr() != self._views[id(slot.parameter)].data_ptr()
-        return grad.data_ptr(), grad._version if outside else 0
+        return grad.data_ptr(), 0 if self._shows(slot, grad) else grad._version
 
     @torch.no_grad()
     def _finished(self, parameter: Tensor) -> None:
         """Take in a gradient that autograd has finished."""
+        slot = self._slot_of[id(parameter)]
         self.fresh = True
-        if self._can_alias(parameter) or self.on_final is not None:
-            self._adopt(parameter)
+        if self._can_alias(slot) or self.on_final is not None:
+            self._adopt(slot)
         if self.on_final is not None:
             self.on_final(self._numbers[id(parameter)])
 
-    def _can_alias(self, parameter: Tensor) -> bool:
-        return parameter.dtype == torch.float32 and parameter.device == self.buffer.device
+    def _view(self, slot: Slot) -> Tensor:
+        """Return a new alias of a slot's part of the buffer, in the parameter's shape."""
+        return slot.view(self.buffer)
 
-    def _adopt(self, parameter: Tensor) -> None:
-        """Copy a gradient that autograd or the user made elsewhere into its slice; make it a view where it can be."""
-        grad, view = parameter.grad, self._views[id(parameter)]
+    def _can_alias(self, slot: Slot) -> bool:
+        """Return True while the slot's part of the buffer can be the parameter's gradient as it is."""
+        parameter = slot.parameter
+        return (
+            parameter.dtype == torch.float32
+            and parameter.device == self.buffer.device
+            and parameter.layout == torch.strided
+            and parameter.shape == slot.shape
+            and _same_order(slot.shape, parameter.stride(), slot.strides)
+        )
+
+    def _shows(self, slot: Slot, grad: Tensor) -> bool:
+        """Return True when a gradient is the slot's part of the buffer, entry by entry."""
+        return (
+            grad.data_ptr() == self.buffer.data_ptr() + self.buffer.element_size() * slot.start
+            and (grad.dtype, grad.shape) == (self.buffer.dtype, slot.shape)
+            and _same_order(slot.shape, grad.stride(), slot.strides)
+        )
+
+    def _adopt(self, slot: Slot) -> None:
+        """Copy a gradient that autograd or the user made elsewhere into its slot; make it an alias where it can be."""
+        parameter = slot.parameter
+        grad = parameter.grad
         if grad is None:
             return
         if grad.is_sparse:
             grad = grad.to_dense()
-        if grad.data_ptr() == view.data_ptr() and grad.dtype == view.dtype:
+        if self._shows(slot, grad):
             return
+        if grad.shape != slot.shape:
+            raise MpiSparseError(
+                f"the gradient of {slot.name} has shape {tuple(grad.shape)}, and the parameter had "
+                f"{tuple(slot.shape)} when the optimizer was wrapped: wrap it again after changing a parameter's shape"
+            )
+        view = self._view(slot)
         view.copy_(grad)
-        if self._can_alias(parameter):
+        if self._can_alias(slot):
             parameter.grad = view
+
+
+def _dense_strides(parameter: Tensor) -> tuple[int, ...]:
+    """Return the parameter's strides where its entries fill memory without gaps and overlaps, else those of rows."""
+    expected, filled = 1, True
+    for size, stride in sorted(zip(parameter.shape, parameter.stride(), strict=True), key=lambda pair: pair[1]):
+        if size != 1:
+            filled, expected = filled and stride == expected, expected * size
+    return parameter.stride() if filled else torch.empty(parameter.shape, device="meta").stride()
+
+
+def _same_order(shape: torch.Size, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Return True when tensors of a shape have their entries in the same places; of dimensions of size 1, any stride."""
+    return ours == theirs or (
+        len(shape) == len(ours) == len(theirs)
+        and all(size == 1 or a == b for size, a, b in zip(shape, ours, theirs, strict=True))
+    )
+
+
+def _new_gradient(parameter: Tensor) -> Tensor:
+    """Return an empty tensor such as autograd would make for the gradient of a parameter."""
+    strides = _dense_strides(parameter)
+    return torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+
+
+def _has_layout_of(grad: Tensor | None, parameter: Tensor) -> bool:
+    """Return True when `grad` is as autograd would make the gradient of a parameter."""
+    return (
+        grad is not None
+        and not grad.is_sparse
+        and (grad.dtype, grad.device, grad.shape) == (parameter.dtype, parameter.device, parameter.shape)
+        and _same_order(parameter.shape, grad.stride(), _dense_strides(parameter))
+    )
 
 
 def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
@@ -229,7 +302,7 @@ def _common_device(named: list[tuple[str, Tensor]]) -> torch.device:
 def _slots(named: list[tuple[str, Tensor]]) -> Iterator[Slot]:
     start = 0
     for name, parameter in named:
-        yield Slot(name, parameter, start, start + parameter.numel())
+        yield Slot(name, parameter, start, start + parameter.numel(), parameter.shape, _dense_strides(parameter))
         start += parameter.numel()
 
 
