@@ -24,8 +24,6 @@ def check_options(
     seed: int,
 ) -> None:
     """Raise ConfigError, saying why, for an optimizer that cannot be distributed or options that are wrong together."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
     if dense not in DENSE_MEANS:

@@ -70,18 +70,41 @@ class ReplicaCheck:
         #: What was found and mended so far.
         self.mended: list[Divergence] = []
         self._model, self._optimizer, self._comm, self._every, self._diverged = model, optimizer, comm, every, diverged
+        self._last, self._moves = 0, 0
 
     def __repr__(self) -> str:
         return f"check_replicas={self._every}, diverged={self._diverged!r}"
 
     def step_ended(self, step: int) -> None:
-        """Compare the replicas if `step` steps are a multiple of what was asked for. Collective then.
+        """Compare the replicas if a multiple of the steps asked for came with the last one. Collective then.
 
         Raises:
             RankMismatchError: they differ, and that is not to be mended; on all ranks.
         """
-        if not self._every or step % self._every:
+        # A step may exchange several times, and pass the multiple by.
+        before, self._last = min(self._last, step - 1), step
+        if self._every and step // self._every > before // self._every:
+            self._look(step)
+
+    def moved_outside(self, step: int) -> None:
+        """Compare the replicas, as parameters changed between two steps: the 1st, 2nd, 4th, 8th, ... time. Collective.
+
+        Programs do so for good reasons, alike on all ranks (a state loaded, weights clipped); some do in every step.
+
+        Raises:
+            RankMismatchError: as `step_ended` does.
+        """
+        if not self._every:
             return
+        self._moves += 1
+        if self._moves & (self._moves - 1) == 0:
+            try:
+                self._look(step)
+            except RankMismatchError as error:
+                words = f"parameters were changed between two steps, not by step(), and {error}"
+                raise alike(RankMismatchError(words)) from error
+
+    def _look(self, step: int) -> None:
         found = check_replicas(self._model, self._comm, optimizer=self._optimizer, diverged=self._diverged)
         if found is None:
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
 from time import perf_counter_ns
 from typing import Any
 
@@ -21,9 +23,9 @@ from mpisparse.combinations import (
     check_samples,
     refuse_strangers,
 )
-from mpisparse.comm import Communicator, agreed, world
+from mpisparse.comm import Communicator, agreed, require_same, world
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
-from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
+from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
 from mpisparse.flat import FlatGradients, Layout
@@ -34,10 +36,24 @@ from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
 from mpisparse.rehearsal import rehearse_together
 from mpisparse.replicas import make_replicas, options_of
 from mpisparse.sparsifiers import Dense, Sparsifier
+from mpisparse.versions import Versions
 from mpisparse.wire import Wire
+from mpisparse.wrapped import (
+    OwnMethods,
+    check_clip_norm,
+    check_lbfgs,
+    clip_mean,
+    evaluates_closures,
+    mean_loss,
+    refuse_wrappers,
+)
 
 #: The key under which `state_dict` keeps what a plain optimizer does not have.
 STATE_KEY = "mpisparse"
+
+
+class _Skipped(Exception):  # noqa: N818 - nothing is wrong: all ranks leave a step that none of them takes
+    """Raised through a step that evaluates closures, when its gradient holds NaN or infinity on some rank."""
 
 
 class DistributedOptimizer(Optimizer):
@@ -47,6 +63,9 @@ class DistributedOptimizer(Optimizer):
 
     - Making one is collective: it checks that all ranks hold the same model, and gives all of them rank 0's values.
     - `step` is collective. It exchanges the gradients unless `synchronize` did, then steps the wrapped optimizer.
+    - Clipping before `step` clips each rank's own gradient: give `clip_norm=`, or clip after `synchronize`.
+    - An optimizer that evaluates the closure itself (LBFGS, SAM) does so by exchanges, and gets the mean loss. Other
+      methods of its own that step need `synchronize` before them.
     - Gradients add up over several `backward` calls, and are exchanged once: `no_sync` only guards against stepping.
     - The mean is over ranks. Where ranks hold different numbers of samples, give `samples=` and it is over samples.
     - With a GradScaler, a step that overflowed on any rank is skipped on all; each rank keeps a scale of its own.
@@ -56,7 +75,7 @@ class DistributedOptimizer(Optimizer):
       takes a plain optimizer's state.
 
     Args:
-        optimizer: any torch optimizer but LBFGS and SparseAdam.
+        optimizer: any torch optimizer but SparseAdam; LBFGS with a rule that sends everything. No wrapper of another.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.
@@ -66,8 +85,10 @@ class DistributedOptimizer(Optimizer):
             "bfloat16" (pieces that travel rounded, in half the bytes; what that loses is kept nowhere, at density 1
             neither).
         nonfinite: "raise" or "skip" (on all ranks) when a gradient holds NaN or infinity.
+        clip_norm: largest norm of the mean gradient, which `step` scales down to it; `grad_norm` tells what it was.
         overlap: "on" sends buckets while `backward` still runs, "off" does not, "auto" tries both and stays with the
-            faster; the results are the same bits. See the user guide.
+            faster, and copies what is sent, so that it can be taken back; the results are the same bits. See the user
+            guide.
         say: takes the lines that tell, on rank 0, how long kernels took to compile or load and how "auto" decided;
             printed on standard error by default.
         resparsify: an unbiased rule that makes the average of sparsified tensors sparse once more, with one random
@@ -100,7 +121,8 @@ class DistributedOptimizer(Optimizer):
         layout: Layout | None = None,
         dense: str = "pieces",
         nonfinite: NonFinite = "raise",
-        overlap: Overlap = "auto",
+        clip_norm: float | None = None,
+        overlap: Overlap = "off",
         say: Callable[[str], None] | None = None,
         resparsify: Sparsifier | None = None,
         gauge: bool = False,
@@ -117,6 +139,9 @@ class DistributedOptimizer(Optimizer):
         with agreed(self.comm):
             if isinstance(optimizer, DistributedOptimizer):
                 raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
+            refuse_wrappers(optimizer)
+            check_lbfgs(optimizer, sparsifier, memory)
+            check_clip_norm(clip_norm)
             check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
             check_resparsify(resparsify)
             check_overlap(overlap, nonfinite, self.comm.thread_level)
@@ -129,6 +154,8 @@ class DistributedOptimizer(Optimizer):
         self.skipped = 0
         self.skipped_because = ""
         self.traffic: Traffic = Traffic(0, 0, 0, 0, 0)
+        #: The norm of the last step's mean gradient before it was clipped; None without `clip_norm`, or if skipped.
+        self.grad_norm: float | None = None
         #: Seconds that messages of the last exchange were in the air while this rank computed.
         self.hidden_seconds = 0.0
         #: Whether all ranks know since the last step that one of them asked to stop.
@@ -138,12 +165,17 @@ class DistributedOptimizer(Optimizer):
         self._synchronized = False
         self._skip = False
         self._accumulating = False
+        self._clip_norm = clip_norm
+        self._evaluates_closures = evaluates_closures(optimizer)
+        self._share = 1.0
+        self._said_changed = False
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}", self._replicas]
+        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}", f"clip_norm={clip_norm!r}", self._replicas]
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
             check_anything_sparse(self.flat, sparsifier)
+        require_same(self.comm, "the orders of the parameters in memory", self.flat.orders())
         if resparsify is not None:
             rehearse_together(self.comm, resparsify, NoMemory(), wire)
         news = rehearse_together(self.comm, sparsifier, memory, wire)
@@ -170,6 +202,9 @@ class DistributedOptimizer(Optimizer):
             nonfinite=nonfinite,
             say=say,
         )
+        trained = [slot.parameter for slot in self.flat.slots]
+        self._own_methods = OwnMethods(optimizer, trained, self._holds_unaveraged, self._stepped_itself)
+        self._versions = Versions(trained)
         self._watch()
 
     def expect(self, *, samples: int | None = None) -> None:
@@ -209,10 +244,23 @@ class DistributedOptimizer(Optimizer):
         """
         if self._accumulating:
             raise MpiSparseError("step() inside no_sync(): leave the block first, its gradients are still adding up")
+        if closure is not None and self._evaluates_closures:
+            return self._step_by_closure(closure, samples)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ConfigError("LBFGS evaluates the loss several times a step: give step() a closure that does")
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self._exchange_for_step(samples)
+        with self.phases("apply"):
+            if not self._skip:
+                self.optimizer.step()
+        self._end_step()
+        return result
+
+    def _exchange_for_step(self, samples: int | None) -> None:
+        """Exchange the gradients unless `synchronize` did, and clip their mean."""
         # GradScaler sets these two around its call.
         scale, scaled = getattr(self, "grad_scale", None), hasattr(self, "found_inf")
         if scaled:
@@ -228,18 +276,56 @@ class DistributedOptimizer(Optimizer):
                 "gradients changed after synchronize(), and the change was not averaged: call step() before the next "
                 "backward(), or zero_grad() of this optimizer"
             )
-        with self.phases("apply"):
-            if not self._skip:
-                self.optimizer.step()
+        self._clip()
+
+    def _clip(self) -> None:
+        self.grad_norm = None
+        if self._clip_norm is not None and not self._skip:
+            with self.phases("apply"):
+                groups = self.optimizer.param_groups
+                trained = [parameter for group in groups for parameter in group["params"]]
+                self.grad_norm = clip_mean(self.comm, trained, self._clip_norm)
+
+    def _step_by_closure(self, closure: Callable[[], Any], samples: int | None) -> Any:
+        """Let the wrapped optimizer evaluate the closure as it likes, with an exchange each time."""
+        results: list[Any] = []
+
+        def evaluate() -> Any:
+            with torch.enable_grad():
+                results.append(closure())
+            self._synchronized = False
+            self._synchronize(samples, self._nonfinite)
+            if self._skip:
+                raise _Skipped
+            self._clip()
+            return mean_loss(self.comm, results[-1], self._share)
+
+        if self._synchronized or self.flat.holds_unaveraged():
+            self._exchange_for_step(samples)
+        before = Versions([slot.parameter for slot in self.flat.slots])
+        try:
+            with self.phases("apply"):
+                if not self._skip:
+                    self.optimizer.step(evaluate)
+        except _Skipped:
+            if before.changed():
+                words = f"evaluation {len(results)} of a step gave NaN or infinity on {self.skipped_because}, and the"
+                raise alike(
+                    NonFiniteError(f"{words} parameters had moved already: go on from a checkpoint, or step less far")
+                ) from None
+        self._end_step()
+        return results[0] if results else None
+
+    def _end_step(self) -> None:
         if self._faults is not None:
             self._faults.parameters(self.exchange.step - 1, [(slot.name, slot.parameter) for slot in self.flat.slots])
         if not self._skip:
             with self.phases("agree"):
                 self._replicas.step_ended(self.exchange.step)
+            self._versions.note()
         self._synchronized = self._skip = False
         self._early.step_ended()
         self._watch()
-        return result
 
     def request_stop(self) -> None:
         """Have all ranks know, when the next step has ended, that the job is to end: `stopping` is True then.
@@ -267,8 +353,9 @@ class DistributedOptimizer(Optimizer):
         """
         self._early.sender.refuse_if_broken()
         self._early.refuse_while_in_the_air("zero_grad()")
-        self._early.sender.start_afresh()
+        self._early.sender.throw_away()
         self.optimizer.zero_grad(set_to_none)
+        self.flat.forget()
         self._synchronized = self._skip = False
 
     def _synchronize(self, samples: int | None, nonfinite: NonFinite, scale: Tensor | None = None) -> None:
@@ -281,8 +368,6 @@ class DistributedOptimizer(Optimizer):
         check_samples(samples)
         if self._faults is not None:
             self._faults.before_exchange(self.exchange.step)
-        news = early.news(samples)
-        overlaps = News.OVERLAPS in news
         with self.phases("compute"):
             present = self.flat.collect(sender.sent_slots())
             refuse_strangers(self.optimizer, self.flat)
@@ -290,12 +375,18 @@ class DistributedOptimizer(Optimizer):
                 self._faults.gradient(self.exchange.step, self.flat.buffer)
             if scale is not None:
                 self.flat.buffer /= float(scale)
+        news = early.news(samples, self.flat.change)
+        overlaps = News.OVERLAPS in news
         if overlaps:
             sender.send_rest()
         computed = perf_counter_ns()
         clearance = self._clear(present, early.samples(samples), nonfinite, news)
         early.reconsider(clearance.news)
-        self.stopping = News.STOP in clearance.news
+        if overlaps and (clearance.skip or News.RECALLED in clearance.news):
+            sender.take_back()
+            overlaps = False
+        self.stopping, self._share = News.STOP in clearance.news, clearance.share
+        self._say_if_changed(clearance.news)
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
         had_messages = bool(self.exchange.sparse_buckets())
         if clearance.skip:
@@ -332,9 +423,12 @@ class DistributedOptimizer(Optimizer):
             news |= News.FAILED
         if self._stop_requested:
             news |= News.STOP
+        if self._versions.changed():
+            news |= News.MOVED
         with self.phases("agree"):
             # What left early was looked at before.
-            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))
+            looked_at = News.OVERLAPS in news and News.RECALLED not in news
+            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if looked_at else 0, None))
             try:
                 clearance = clear_for_exchange(
                     self.comm,
@@ -349,10 +443,31 @@ class DistributedOptimizer(Optimizer):
                 )
                 if News.FAILED in clearance.news:
                     self.exchange.collective.raise_everywhere(sender.failure)
+                if News.MOVED in clearance.news and not clearance.skip:
+                    self._replicas.moved_outside(self.exchange.step)
             except MpiSparseError as error:
                 sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
                 raise
         return clearance
+
+    def _say_if_changed(self, news: News) -> None:
+        """Say once, on rank 0, that some rank changed its own gradient, where the mean was meant."""
+        if News.CHANGED not in news or self._said_changed or self.comm.size == 1:
+            return
+        self._said_changed = True
+        if self.comm.rank == 0:
+            self._replicas.say(
+                "gradients were changed between backward() and the exchange: each rank changed its own, not the mean. "
+                "To clip, give DistributedOptimizer(clip_norm=...), which clips the mean in step(); other changes go "
+                "between synchronize() and step()"
+            )
+
+    def _holds_unaveraged(self) -> bool:
+        return not self._synchronized and self.flat.holds_unaveraged()
+
+    def _stepped_itself(self) -> None:
+        """Take a gradient that was averaged for used: a method of the wrapped optimizer changed parameters."""
+        self._synchronized = self._skip = False
 
     def _watch(self) -> None:
         """Have backward tell which gradients are final, as long as there is something to make of it."""
@@ -404,7 +519,10 @@ class DistributedOptimizer(Optimizer):
         # Only for what is not found here, such as the hook tables that torch looks up on every optimizer.
         if name == "optimizer":
             raise AttributeError(name)
-        return getattr(self.optimizer, name)
+        found = getattr(self.optimizer, name)
+        if inspect.ismethod(found) and found.__self__ is self.optimizer and "_own_methods" in self.__dict__:
+            return wraps(found)(partial(self._own_methods.call, name))
+        return found
 
     @property
     def mended(self) -> list[Divergence]:

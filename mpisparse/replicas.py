@@ -39,13 +39,8 @@ def require_same_model(comm: Communicator, named: list[tuple[str, Tensor]]) -> N
 
     Collective. The message names the first difference.
     """
-    require_same(comm, "the models", [f"{name}: {_describe(tensor)}" for name, tensor in named])
-
-
-def _describe(tensor: Tensor) -> str:
-    """Return shape, type and, where rows do not follow each other, the order in memory, in which entries are sent."""
-    order = "" if tensor.layout != torch.strided or tensor.is_contiguous() else f" strides {tensor.stride()}"
-    return f"{tuple(tensor.shape)} {tensor.dtype}{order}{'' if tensor.requires_grad else ' fixed'}"
+    lines = [f"{name}: {tuple(t.shape)} {t.dtype}{'' if t.requires_grad else ' fixed'}" for name, t in named]
+    require_same(comm, "the models", lines)
 
 
 @torch.no_grad()

@@ -138,6 +138,7 @@ def build_optimizer(
         ),
         dense=exchange.dense,
         nonfinite=exchange.nonfinite,
+        clip_norm=config.training.clip_norm or None,
         overlap=exchange.overlap,
         resparsify=None if config.resparsify is None else build_sparsifier(config.resparsify),
         gauge=exchange.gauge,

@@ -14,8 +14,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
     "errors", "faults", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm",
-    "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence",
-    "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "versions", "slots", "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap",
+    "replicas", "divergence", "wrapped", "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
