@@ -203,7 +203,9 @@ class DistributedOptimizer(Optimizer):
             say=say,
         )
         trained = [slot.parameter for slot in self.flat.slots]
-        self._own_methods = OwnMethods(optimizer, trained, self._holds_unaveraged, self._stepped_itself)
+        self._own_methods = OwnMethods(
+            optimizer, trained, self._holds_unaveraged, lambda: self._synchronized, self._stepped_itself
+        )
         self._versions = Versions(trained)
         self._watch()
 

@@ -150,7 +150,8 @@ class OwnMethods:
     Args:
         parameters: what is trained.
         unaveraged: whether there are gradients that no exchange averaged.
-        stepped: called when a method has changed parameters by an averaged gradient.
+        averaged: whether there is a mean that no step has used.
+        stepped: called when a method has changed parameters, by such a mean if there is one.
     """
 
     def __init__(
@@ -158,10 +159,11 @@ class OwnMethods:
         optimizer: Optimizer,
         parameters: Sequence[Tensor],
         unaveraged: Callable[[], bool],
+        averaged: Callable[[], bool],
         stepped: Callable[[], None],
     ) -> None:
         self._optimizer, self._parameters = optimizer, parameters
-        self._unaveraged, self._stepped = unaveraged, stepped
+        self._unaveraged, self._averaged, self._stepped = unaveraged, averaged, stepped
 
     def call(self, name: str, *args: Any, **options: Any) -> Any:
         """Call a method, and return what it returns.
@@ -169,14 +171,14 @@ class OwnMethods:
         Raises:
             MpiSparseError: it changed parameters while gradients were this rank's own. The change is not undone.
         """
-        method, risky = getattr(self._optimizer, name), self._unaveraged()
-        versions = Versions(self._parameters)
-        # What is changed through `.data` counts no version.
-        before = self._bits() if risky else []
-        result = method(*args, **options)
-        if not versions.changed() and (not risky or self._bits() == before):
+        unaveraged, versions = self._unaveraged(), Versions(self._parameters)
+        # What is changed through `.data`, or by a fused kernel, counts no version.
+        looks = unaveraged or self._averaged()
+        before = self._bits() if looks else []
+        result = getattr(self._optimizer, name)(*args, **options)
+        if not versions.changed() and (not looks or self._bits() == before):
             return result
-        if risky:
+        if unaveraged:
             raise MpiSparseError(
                 f"{type(self._optimizer).__name__}.{name}() changed parameters by gradients that no exchange averaged, "
                 f"so that each rank trains on its own: call synchronize() before each {name}(), or step(closure) if "
