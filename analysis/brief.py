@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.columns import PHASES, Columns, read_columns
+from analysis.markdown import number
 from analysis.waiting import Waiting, read_waiting
 
 Array = NDArray[np.float64]
@@ -126,12 +127,14 @@ def _brief(directory: Path, config: dict[str, Any], environment: dict[str, Any],
     total = columns.seconds.sum(axis=1, dtype=np.float64)
     steady &= np.isfinite(total)
     if not steady.any():
-        raise ValueError(f"has {len(step)} steps, none of them after the warm-up")
+        raise ValueError(f"has {number(len(step), 'step')}, none of them after the warm-up")
     if np.count_nonzero(steady) < 20:
-        problems.append(f"only {np.count_nonzero(steady)} steps after the warm-up: medians are uncertain")
+        few = number(int(np.count_nonzero(steady)), "step")
+        problems.append(f"only {few} after the warm-up: medians are uncertain")
     gaps = int(step[-1] - step[0] + 1 - len(step)) + int(step[0] - 1)
     if gaps:
-        problems.append(f"metrics.jsonl: {gaps:,} steps are missing; sums over the run lack them")
+        verb = "is" if gaps == 1 else "are"
+        problems.append(f"metrics.jsonl: {number(gaps, 'step')} {verb} missing; sums over the run lack them")
     state = "finished" if _finished(columns) else "going on"
     if state == "going on":
         problems.append("still going on, or stopped before its end: it counts with the steps it has")

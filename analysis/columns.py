@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.load import SCHEMA
+from analysis.markdown import number
 
 Array = NDArray[np.float64]
 
@@ -65,9 +66,10 @@ def read_columns(path: Path) -> Columns:
     table = np.frombuffer(numbers, np.float64).reshape(-1, len(KEYS))
     phases = np.frombuffer(seconds, np.float32).reshape(-1, len(PHASES))
     last = _last_course(table[:, 0])
-    if not last.all():
+    if again := int(np.count_nonzero(~last)):
         problems.append(
-            f"{path.name}: {np.count_nonzero(~last):,} steps were made again after a resume; the last count"
+            f"{path.name}: {number(again, 'step')} {'was' if again == 1 else 'were'} made again after a resume; "
+            "the last count"
         )
         table, phases = table[last], phases[last]
     phases = _without_negative(phases, path, problems)
@@ -120,7 +122,9 @@ def _without_negative(seconds: NDArray[np.float32], path: Path, problems: list[s
     negative = np.asarray((seconds < 0).any(axis=1))
     if not negative.any():
         return seconds
-    problems.append(f"{path.name}: {np.count_nonzero(negative):,} steps of negative time have no time in this report")
+    problems.append(
+        f"{path.name}: {number(int(np.count_nonzero(negative)), 'step')} of negative time have no time in this report"
+    )
     return np.where(negative[:, None], np.float32(math.nan), seconds)
 
 

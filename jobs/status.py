@@ -18,6 +18,7 @@ from jobs.render import SUBMITTED
 from mpisparse.errors import ConfigError
 from mpisparse.runtime.runlog import last_line
 from mpisparse.training.sweepfiles import Failure
+from mpisparse.words import counted
 
 STATES = ("finished", "running", "queued", "stopped", "failed", "not begun")
 
@@ -100,7 +101,7 @@ def to_table(found: list[RunStatus], title: str) -> Table:
         steps = "" if run.of is None else f"{run.steps}/{run.of}"
         table.add_row(str(run.ranks), run.directory, run.state, steps, run.note)
     counts = ", ".join(f"{n} {state}" for state in STATES if (n := sum(run.state == state for run in found)))
-    table.caption = f"{len(found)} runs: {counts}"
+    table.caption = f"{counted(len(found), 'run')}: {counts}"
     return table
 
 

@@ -44,6 +44,7 @@ from mpisparse.sparsifiers import (
     TrackedTopK,
     Uniform,
 )
+from mpisparse.version import __version__
 from mpisparse.wire import Wire
 
 __all__ = [
@@ -80,6 +81,7 @@ __all__ = [
     "Watchdog",
     "Wire",
     "WireError",
+    "__version__",
     "check_replicas",
     "init",
     "shard",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,15 @@ from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, WireError, alike
 from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
-from mpisparse.kernels.anywhere import Anywhere, copy_of, forgotten, mean_into, on_host, put
+from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
+from mpisparse.names import fitted
 from mpisparse.phases import Phases
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
+from mpisparse.words import counted
 
 Bytes = NDArray[np.uint8]
 Vector = NDArray[np.float32]
@@ -148,27 +150,9 @@ class GradientExchange:
         size, numel = self.collective.comm.size, self.flat.buffer.numel()
         return Traffic(payload=0, received=0, dense=2 * (size - 1) * 4 * numel // size, count=0, numel=numel)
 
-    def compress(self, bucket: Bucket, gradient: Anywhere = None) -> Bytes:
-        """Return this rank's message of one of `sparse_buckets()`, and remember what it leaves out.
-
-        Args:
-            gradient: what to take for the bucket's part of the flat gradient, and to clear instead of it.
-        """
-        place = self.flat.vector[bucket.place] if gradient is None else gradient
-        return self._compress(bucket, self.sparsifier.at(self.step), place)
-
-    def remember(self, bucket: Bucket) -> Callable[[], None]:
-        """Return what puts the memory of a bucket back to what it is now, as if nothing had been compressed since."""
-        kept = [(vector[bucket.place], copy_of(vector[bucket.place])) for vector in self.kept.vectors().values()]
-        tracked, squares = self.tracked[bucket.index].state_dict(), self._squares
-
-        def restore() -> None:
-            for vector, values in kept:
-                vector[:] = values
-            self.tracked[bucket.index].load_state_dict(tracked)
-            self._squares = squares
-
-        return restore
+    def compress(self, bucket: Bucket) -> Bytes:
+        """Return this rank's message of one of `sparse_buckets()`, and remember what it leaves out."""
+        return self._compress(bucket, self.sparsifier.at(self.step))
 
     def _compress_all(self, buckets: list[Bucket]) -> tuple[list[Bytes], MpiSparseError | None]:
         """Return this rank's messages, or why it has none: the others, on their way to the exchange, must hear."""
@@ -177,11 +161,11 @@ class GradientExchange:
         except MpiSparseError as error:
             return [np.empty(0, np.uint8) for _ in buckets], error
 
-    def _compress(self, bucket: Bucket, rule: Sparsifier, gradient: Anywhere) -> Bytes:
+    def _compress(self, bucket: Bucket, rule: Sparsifier) -> Bytes:
         """Return this rank's message of one bucket, and remember what it leaves out."""
         rank = self.collective.comm.rank
         with self.phases("sparsify"):
-            source = self.kept.source(gradient, bucket.place)
+            source = self.kept.source(self.flat.vector[bucket.place], bucket.place)
             before = source.square() if self.gauge else 0.0
             generator = random.generator(self.seed, rank, self.step, bucket.index)
             selected = rule.choose(source, generator, self.tracked[bucket.index])
@@ -209,7 +193,7 @@ class GradientExchange:
         """Raise NonFiniteError, on all ranks as all hold the same mean: finite gradients add up to infinity."""
         raise alike(
             NonFiniteError(
-                f"after {self.step} steps the sum over ranks overflows float32 in {self.flat.where(place)}: "
+                f"after {counted(self.step, 'step')} the sum over ranks overflows float32 in {self.flat.where(place)}: "
                 "lower the learning rate, or scale the loss down"
             )
         )
@@ -235,8 +219,8 @@ class GradientExchange:
             comm = self.collective.comm
             raise WireError(
                 f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} "
-                f"after {self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on "
-                "from a checkpoint, and if it comes again look at that node's memory and network"
+                f"after {counted(self.step, 'step')}: {error}. No parameter changed, but memories count the step as "
+                "sent: go on from a checkpoint, and if it comes again look at that node's memory and network"
             ) from error
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
@@ -297,7 +281,7 @@ class GradientExchange:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take up the state that `state_dict` returned on this rank.
+        """Take up the state that `state_dict` returned on this rank, whatever torch.compile and the like were around.
 
         Raises:
             CheckpointError: it belongs to another rank, another memory or another model.
@@ -311,19 +295,19 @@ class GradientExchange:
         memory, vectors = state["memory"], self.kept.vectors()
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))
+        found: list[tuple[Tensor, Tensor]] = []
         for name, vector in vectors.items():
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
-            _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
+            kept = fitted(slots, memory[name])
+            _require_same_names(f"memory {name!r}", set(slots), set(kept))
             for key, slot in slots.items():
-                saved = memory[name][key]
-                if saved.numel() != slot.stop - slot.start:
-                    raise CheckpointError(
-                        f"the memory {name!r} of {key} in the saved state has shape {tuple(saved.shape)}, and the "
-                        f"parameter has {tuple(slot.shape)}: resume with the model that saved it"
-                    )
+                saved = kept[key]
+                _require_same_shape(f"memory {name!r} of {key}", slot.parameter, saved)
                 whole = vector if isinstance(vector, Tensor) else torch.from_numpy(vector)
-                slot.view(whole).copy_(saved.view(slot.shape))
+                found.append((slot.view(whole), saved))
         self._load_tracked(state)
+        for place, saved in found:
+            place.copy_(saved)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 
     def _load_tracked(self, state: dict[str, object]) -> None:
@@ -332,7 +316,7 @@ class GradientExchange:
         assert isinstance(saved, list)
         if len(saved) != len(self.tracked):
             raise CheckpointError(
-                f"the saved state is of {len(saved)} buckets, this exchange has {len(self.tracked)}: "
+                f"the saved state is of {counted(len(saved), 'bucket')}, this exchange has {len(self.tracked)}: "
                 "resume with the layout that saved it"
             )
         for tracked, theirs in zip(self.tracked, saved, strict=True):
@@ -344,4 +328,12 @@ def _require_same_names(what: str, ours: set[str], theirs: set[str]) -> None:
         raise CheckpointError(
             f"the {what} in the saved state does not fit: it lacks {sorted(ours - theirs)} and brings "
             f"{sorted(theirs - ours)}. Resume with the model, memory and layout that saved it"
+        )
+
+
+def _require_same_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise CheckpointError(
+            f"the {what} in the saved state has shape {tuple(theirs.shape)}, the parameter {tuple(ours.shape)}: resume "
+            "with the model that saved it"
         )

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 from weakref import WeakMethod
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
 
-from mpisparse.errors import ConfigError
-from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, see
-from mpisparse.slots import Slot, dense_strides, has_layout_of, new_gradient, require_shape, rows_of, same_order
-from mpisparse.versions import Change, Version, change_of, version_of
+from mpisparse.arguments import is_number, is_one_of, require_flag, short
+from mpisparse.errors import ConfigError, MpiSparseError
+from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, forgotten, see
+
+#: Entries whose squares are added up at a time.
+_PIECE = 1 << 20
 
 Granularity = Literal["model", "tensor", "bucket"]
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +45,37 @@ class Layout:
     dense_below: int = 0
 
     def __post_init__(self) -> None:
-        if self.granularity not in ("model", "tensor", "bucket"):
-            raise ConfigError(f"granularity {self.granularity!r} does not exist: use model, tensor or bucket")
-        if not self.bucket_mib > 0:
-            raise ConfigError(f"bucket_mib is {self.bucket_mib}: it must be above 0, such as 25")
+        if not is_one_of(self.granularity, get_args(Granularity)):
+            raise ConfigError(f"granularity {short(self.granularity)} does not exist: use model, tensor or bucket")
+        if not is_number(self.bucket_mib) or not self.bucket_mib > 0:
+            raise ConfigError(f"bucket_mib is {short(self.bucket_mib)}: it must be above 0, such as 25")
+        require_flag("dense_vectors", self.dense_vectors)
+        if not is_number(self.dense_below) or not self.dense_below >= 0:
+            raise ConfigError(f"dense_below is {short(self.dense_below)}: give a number of entries, such as 0 or 1000")
 
     def is_dense(self, parameter: Tensor) -> bool:
         """Return True when `parameter` is always sent whole."""
         return (self.dense_vectors and parameter.dim() <= 1) or parameter.numel() < self.dense_below
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one parameter lies in the buffer, and in which order.
+
+    strides: those of the parameter where they are dense and do not overlap, so that entries lie as in the parameter's
+        own memory: fused optimizers walk both as such. Row after row for other parameters.
+    """
+
+    name: str
+    parameter: Tensor
+    start: int
+    stop: int
+    shape: torch.Size
+    strides: tuple[int, ...]
+
+    def view(self, vector: Tensor) -> Tensor:
+        """Return this parameter's part of `vector`, laid out like the buffer, in the parameter's shape; not a copy."""
+        return vector[self.start : self.stop].as_strided(self.shape, self.strides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +119,22 @@ class FlatGradients:
         sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
         dense = [(name, p) for name, p in named if layout.is_dense(p)]
         self.slots = tuple(_slots(sparse + dense))
-        self.buffer = torch.zeros(self.slots[-1].stop, device=_common_device(named))
+        self.buffer = torch.zeros(self.slots[-1].stop, dtype=torch.float32, device=_common_device(named))
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
+        self._slot_of = {id(slot.parameter): slot for slot in self.slots}
         #: True when autograd has finished a gradient that no exchange has averaged.
         self.fresh = False
         #: Called with a slot's number when autograd has finished its gradient and it is in the buffer.
         self.on_final: Callable[[int], None] | None = None
-        #: What became of the gradients between backward and the last `collect`.
-        self.change = Change.NONE
-        #: Slots whose gradients autograd has finished since the last exchange; with the version of a gradient of their
-        #: own. The buffer has one version for all that are views of it.
-        self._finished_ones: dict[int, Version | None] = {}
-        self._version = 0
-        self._awaits_end = False
         self._numbers = {id(slot.parameter): number for number, slot in enumerate(self.slots)}
-        for slot in self.slots:
-            slot.parameter.register_post_accumulate_grad_hook(_weakly(self._finished))  # type: ignore[no-untyped-call]
+        #: What each gradient looked like when backward had finished it, and the buffer's version at the last of these.
+        self._marks: dict[int, tuple[int, int] | None] = {}
+        self._version = 0
+        hooks = [s.parameter.register_post_accumulate_grad_hook(weakly(self._finished)) for s in self.slots]  # type: ignore[no-untyped-call]
+        #: Takes the hooks off the parameters; called when nobody uses this any more, at the latest.
+        self.release = weakref.finalize(self, _remove, hooks)
+        self.release.atexit = False
 
     @property
     def vector(self) -> Anywhere:
@@ -118,26 +145,16 @@ class FlatGradients:
     def collect(self, sent: Collection[int] = ()) -> NDArray[np.bool_]:
         """Bring every gradient into the buffer, and return which parameters have one, bool of shape (len(slots),).
 
-        `change` tells from then on what became of them since backward.
-
         Args:
             sent: numbers of slots whose gradients are in messages already: what is in the buffer there stays.
         """
         present = np.ones(len(self.slots), bool)
-        changed = bool(self._finished_ones) and self.buffer._version != self._version
-        changes = [Change.CHANGED if changed else Change.NONE]
         for i, slot in enumerate(self.slots):
-            grad = slot.parameter.grad
-            require_shape(slot, slot.parameter)
-            shows = grad is not None and self._shows(slot, grad)
-            if grad is None:
+            if slot.parameter.grad is None:
                 present[i] = False
                 self.buffer[slot.start : slot.stop].zero_()
-            elif not shows and i not in sent:
+            elif i not in sent:
                 self._adopt(slot)
-            if i in self._finished_ones and not (shows and self._finished_ones[i] is None):
-                changes.append(change_of(self._finished_ones[i], grad))
-        self.change = max(changes)
         return present
 
     @torch.no_grad()
@@ -147,7 +164,7 @@ class FlatGradients:
         A parameter without a gradient anywhere gets its slice all the same when the exchange put something there: a
         residual of earlier steps. One that was frozen since gets none.
         """
-        self.forget()
+        self.fresh = False
         for i, slot in enumerate(self.slots):
             view = self._view(slot)
             if not slot.parameter.requires_grad or (not present[i] and not bool(view.any())):
@@ -155,21 +172,19 @@ class FlatGradients:
             elif self._can_alias(slot):
                 slot.parameter.grad = view
             else:
-                if not has_layout_of(slot.parameter.grad, slot.parameter):
-                    slot.parameter.grad = new_gradient(slot.parameter)
+                if not _has_layout_of(slot.parameter.grad, slot.parameter):
+                    slot.parameter.grad = _new_gradient(slot.parameter)
                 assert slot.parameter.grad is not None
                 slot.parameter.grad.copy_(view)
 
-    def forget(self) -> None:
-        """Take gradients as they are for exchanged, or thrown away: what autograd finished before counts no more."""
-        self.fresh = self._awaits_end = False
-        self._finished_ones.clear()
-
     def clear(self) -> None:
         """Set every gradient to None, as `zero_grad` does."""
-        self.forget()
         for slot in self.slots:
             slot.parameter.grad = None
+
+    def versions(self) -> list[int]:
+        """Return a number for each parameter that grows when it is changed in place."""
+        return [slot.parameter._version for slot in self.slots]
 
     def where(self, index: int) -> str:
         """Return the name of the parameter that holds entry `index` of the buffer."""
@@ -180,54 +195,62 @@ class FlatGradients:
         bad = first_bad_entry(self.vector[place])
         return None if bad is None else (place.start or 0) + bad
 
-    def holds_unaveraged(self) -> bool:
-        """Return True when autograd has finished, or the user has put there, a gradient that no exchange averaged."""
-        return self.fresh or any(
-            slot.parameter.grad is not None and self._can_alias(slot) and not self._shows(slot, slot.parameter.grad)
-            for slot in self.slots
-        )
+    def clip(self, most: float) -> float:
+        """Scale all gradients so that their norm is at most `most`, and return what it was.
 
-    def orders(self) -> list[str]:
-        """Return a line for each parameter whose entries do not lie row after row in the buffer, and so in messages."""
-        return [
-            f"{slot.name}: strides {slot.strides}"
-            for slot in self.slots
-            if not same_order(slot.shape, slot.strides, rows_of(slot.shape))
-        ]
+        The same bits on any number of threads, as each rank clips by itself and replicas have to stay equal.
+        """
+        present = self.collect()
+        pieces = [self.vector[start : start + _PIECE] for start in range(0, self.buffer.numel(), _PIECE)]
+        norm = math.sqrt(sum(forgotten(piece).square() for piece in pieces))
+        # As torch.nn.utils.clip_grad_norm_ has it.
+        factor = most / (norm + 1e-6)
+        if factor < 1.0:
+            self.buffer *= factor
+            self.publish(present)
+        return norm
+
+    def changed(self, cleared: bool = True) -> bool:
+        """Return True when a gradient was replaced or changed in place after backward had finished it.
+
+        To be asked before gradients are collected. A GradScaler's `unscale_`, and changes through `.data`, do not show.
+
+        Args:
+            cleared: whether one that was set to None counts.
+        """
+        if not self._marks:
+            return False
+        now = {number: self._mark(number) for number in self._marks}
+        moved = any(now[number] != mark for number, mark in self._marks.items() if cleared or now[number] is not None)
+        return moved or self.buffer._version != self._version
+
+    def forget(self) -> None:
+        """Begin a step: no backward pass has finished a gradient in it."""
+        self.fresh = False
+        self._marks = {}
+
+    def _mark(self, number: int) -> tuple[int, int] | None:
+        """Return what changes when a slot's gradient is replaced, or changed in place outside the buffer."""
+        slot = self.slots[number]
+        grad = slot.parameter.grad
+        if grad is None:
+            return None
+        if grad.is_sparse:
+            return id(grad), grad._version
+        return grad.data_ptr(), 0 if self._shows(slot, grad) else grad._version
 
     @torch.no_grad()
     def _finished(self, parameter: Tensor) -> None:
         """Take in a gradient that autograd has finished."""
-        number = self._numbers.get(id(parameter))
-        if number is None:  # a copy, which took the hook along
-            return
-        slot, grad = self.slots[number], parameter.grad
+        slot = self._slot_of[id(parameter)]
         self.fresh = True
-        # What autograd can differentiate once more, as after backward(create_graph=True), stays as it is for now.
-        if grad is not None and (self.on_final is not None or (self._can_alias(slot) and not grad.requires_grad)):
-            self._adopt(slot, during_backward=True)
+        if self._can_alias(slot) or self.on_final is not None:
+            self._adopt(slot)
+        number = self._numbers[id(parameter)]
         if self.on_final is not None:
             self.on_final(number)
-        self._note(number)
-
-    def _note(self, number: int) -> None:
-        """Remember how a finished gradient is, now and again at the end of backward, after other hooks."""
-        slot = self.slots[number]
-        grad = slot.parameter.grad
-        own = grad is not None and not self._shows(slot, grad)
-        self._finished_ones[number] = version_of(grad) if grad is not None and own else None
+        self._marks[number] = self._mark(number)
         self._version = self.buffer._version
-        if not self._awaits_end:
-            self._awaits_end = True
-            Variable._execution_engine.queue_callback(self._backward_ended)
-
-    def _backward_ended(self) -> None:
-        self._awaits_end = False
-        self._version = self.buffer._version
-        for number, version in self._finished_ones.items():
-            grad = self.slots[number].parameter.grad
-            if version is not None and grad is not None:
-                self._finished_ones[number] = version_of(grad)
 
     def _view(self, slot: Slot) -> Tensor:
         """Return a new alias of a slot's part of the buffer, in the parameter's shape."""
@@ -241,7 +264,7 @@ class FlatGradients:
             and parameter.device == self.buffer.device
             and parameter.layout == torch.strided
             and parameter.shape == slot.shape
-            and same_order(slot.shape, parameter.stride(), slot.strides)
+            and _same_order(slot.shape, parameter.stride(), slot.strides)
         )
 
     def _shows(self, slot: Slot, grad: Tensor) -> bool:
@@ -249,10 +272,10 @@ class FlatGradients:
         return (
             grad.data_ptr() == self.buffer.data_ptr() + self.buffer.element_size() * slot.start
             and (grad.dtype, grad.shape) == (self.buffer.dtype, slot.shape)
-            and same_order(slot.shape, grad.stride(), slot.strides)
+            and _same_order(slot.shape, grad.stride(), slot.strides)
         )
 
-    def _adopt(self, slot: Slot, during_backward: bool = False) -> None:
+    def _adopt(self, slot: Slot) -> None:
         """Copy a gradient that autograd or the user made elsewhere into its slot; make it an alias where it can be."""
         parameter = slot.parameter
         grad = parameter.grad
@@ -262,23 +285,65 @@ class FlatGradients:
             grad = grad.to_dense()
         if self._shows(slot, grad):
             return
-        require_shape(slot, grad)
+        if grad.shape != slot.shape:
+            raise MpiSparseError(
+                f"the gradient of {slot.name} has shape {tuple(grad.shape)}, and the parameter had "
+                f"{tuple(slot.shape)} when the optimizer was wrapped: wrap it again after changing a parameter's shape"
+            )
         view = self._view(slot)
         view.copy_(grad)
-        if self._can_alias(slot) and not (grad.requires_grad and during_backward):
+        if self._can_alias(slot):
             parameter.grad = view
 
 
-def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """Return a hook that calls `method` while its object lives, so that a parameter does not keep an old buffer."""
+def _dense_strides(parameter: Tensor) -> tuple[int, ...]:
+    """Return the parameter's strides where its entries fill memory without gaps and overlaps, else those of rows."""
+    expected, filled = 1, True
+    for size, stride in sorted(zip(parameter.shape, parameter.stride(), strict=True), key=lambda pair: pair[1]):
+        if size != 1:
+            filled, expected = filled and stride == expected, expected * size
+    return parameter.stride() if filled else torch.empty(parameter.shape, device="meta").stride()
+
+
+def _same_order(shape: torch.Size, ours: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
+    """Return True when tensors of a shape have their entries in the same places, whatever a stride of a size of 1."""
+    return ours == theirs or (
+        len(shape) == len(ours) == len(theirs)
+        and all(size == 1 or a == b for size, a, b in zip(shape, ours, theirs, strict=True))
+    )
+
+
+def _new_gradient(parameter: Tensor) -> Tensor:
+    """Return an empty tensor such as autograd would make for the gradient of a parameter."""
+    strides = _dense_strides(parameter)
+    return torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+
+
+def _has_layout_of(grad: Tensor | None, parameter: Tensor) -> bool:
+    """Return True when `grad` is as autograd would make the gradient of a parameter."""
+    return (
+        grad is not None
+        and not grad.is_sparse
+        and (grad.dtype, grad.device, grad.shape) == (parameter.dtype, parameter.device, parameter.shape)
+        and _same_order(parameter.shape, grad.stride(), _dense_strides(parameter))
+    )
+
+
+def weakly(method: Callable[[Given], None]) -> Callable[[Given], None]:
+    """Return a hook that calls `method` while its object lives, so that whoever holds the hook does not keep that."""
     reference = WeakMethod(method)
 
-    def hook(parameter: Tensor) -> None:
+    def hook(given: Given) -> None:
         alive = reference()
         if alive is not None:
-            alive(parameter)
+            alive(given)
 
     return hook
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:
@@ -299,7 +364,7 @@ def _common_device(named: list[tuple[str, Tensor]]) -> torch.device:
 def _slots(named: list[tuple[str, Tensor]]) -> Iterator[Slot]:
     start = 0
     for name, parameter in named:
-        yield Slot(name, parameter, start, start + parameter.numel(), parameter.shape, dense_strides(parameter))
+        yield Slot(name, parameter, start, start + parameter.numel(), parameter.shape, _dense_strides(parameter))
         start += parameter.numel()
 
 

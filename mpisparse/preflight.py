@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
+from mpisparse.words import counted
 
 NonFinite = Literal["raise", "skip"]
 
@@ -27,8 +28,8 @@ class News(IntFlag):
     OVERLAPS: messages of this step are on their way already. FAILED: this rank could not write one of them.
     UNANNOUNCED: samples are counted, and were not announced before backward. RECOUNTED: they were announced otherwise.
     CHANGED: gradients were changed between backward and the exchange. REPEATED: several backward passes added up.
-    STOP: the job is to end after this step. MOVED: parameters changed since the last step ended. RECALLABLE: what this
-    rank sent early can be taken back. RECALLED: it is to be, on all ranks.
+    STOP: the job is to end after this step. DISCARDED: a backward pass was thrown away. MOVED: parameters were changed
+    between the last step and this one.
     """
 
     OVERLAPS = 1
@@ -38,9 +39,8 @@ class News(IntFlag):
     CHANGED = 16
     REPEATED = 32
     STOP = 64
-    MOVED = 128
-    RECALLABLE = 256
-    RECALLED = 512
+    DISCARDED = 128
+    MOVED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +91,14 @@ def clear_for_exchange(
         MpiSparseError: gradients changed after they were sent ahead.
     """
     known = [step, _NONE if samples is None else samples, _NONE if bad_entry is None else bad_entry]
-    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), int(news), *_pack(present)])
+    reports = comm.allgather(
+        [*known, zlib.crc32("\n".join(options).encode(errors="surrogatepass")), int(news), *_pack(present)]
+    )
     _require_same_step(reports[:, _STEP])
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)
     told = News(int(np.bitwise_or.reduce(reports[:, _NEWS])))
-    told |= _look_for_contradictions(reports[:, _NEWS], told, reports[:, _SAMPLES])
+    _refuse_contradictions(reports[:, _NEWS], told, reports[:, _SAMPLES])
     bad = reports[:, _BAD_ENTRY]
     if (bad != _NONE).any() and nonfinite == "raise":
         raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step, told)))
@@ -118,8 +120,8 @@ def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
     return _share(comm, reports[:, 1])
 
 
-def _look_for_contradictions(everyone: NDArray[np.int64], told: News, samples: NDArray[np.int64]) -> News:
-    """Return RECALLED if what was sent ahead is not what was to be sent; raise, on all ranks, if it cannot be."""
+def _refuse_contradictions(everyone: NDArray[np.int64], told: News, samples: NDArray[np.int64]) -> None:
+    """Raise, on all ranks, if what was sent ahead is not what this step was to send."""
     overlaps = (everyone & News.OVERLAPS) != 0
     if overlaps.any() != overlaps.all():
         raise alike(
@@ -130,10 +132,8 @@ def _look_for_contradictions(everyone: NDArray[np.int64], told: News, samples: N
         )
     if News.RECOUNTED in told:
         raise alike(ConfigError("expect(samples=) and step(samples=) differ on some rank: give the same count twice"))
-    if not overlaps.any() or News.RECALLED in told:
-        return News(0)
-    if News.RECALLABLE in told:
-        return News.RECALLED if News.UNANNOUNCED in told and (samples != samples[0]).any() else News(0)
+    if not overlaps.any():
+        return
     if News.UNANNOUNCED in told and (samples != samples[0]).any():
         raise alike(
             ConfigError(
@@ -148,7 +148,6 @@ def _look_for_contradictions(everyone: NDArray[np.int64], told: News, samples: N
                 'change the mean, between synchronize() and step(), or use overlap="off"'
             )
         )
-    return News(0)
 
 
 def _require_same_step(steps: NDArray[np.int64]) -> None:
@@ -162,8 +161,8 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 
 
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
-    found = f"after {step} steps the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
-    if News.OVERLAPS in told and News.RECALLABLE not in told:
+    found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
+    if News.OVERLAPS in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "
             "checkpoint. Look at that rank's loss and data, or lower the learning rate"

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
+from mpisparse.arguments import require_callable, require_path, short
 from mpisparse.checkpoint.directory import begin
 from mpisparse.checkpoint.disk import Disk, named
 from mpisparse.checkpoint.faulty import disk_of
@@ -17,7 +18,15 @@ from mpisparse.checkpoint.restore import Reshape, Restored, restore
 from mpisparse.checkpoint.save import Outcome, Save, attempt_removal
 from mpisparse.checkpoint.snapshot import Buffers
 from mpisparse.checkpoint.tree import Tree
-from mpisparse.comm import Communicator, agreed, from_root, gather_json, require_same, solo
+from mpisparse.comm import (
+    Communicator,
+    agreed,
+    from_root,
+    gather_json,
+    require_communicator,
+    require_same,
+    solo,
+)
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, alike
 
 
@@ -69,8 +78,15 @@ class Checkpointer:
         Raises:
             ConfigError: `keep` is not a positive integer.
         """
+        for value in (directory, keep):
+            if isinstance(value, Communicator):
+                raise ConfigError("a communicator came in another's place: give Checkpointer(directory, comm=comm)")
+        require_path("directory", directory, "a path, such as Checkpointer('checkpoints', keep=3)")
+        require_communicator(comm)
         if type(keep) is not int or keep < 1:
-            raise ConfigError(f"keep {keep!r} is not a positive integer: give how many checkpoints stay, such as 3")
+            raise ConfigError(
+                f"keep {short(keep)} is not a positive integer: give how many checkpoints stay, such as 3"
+            )
         self.directory = Path(directory).absolute()
         self.keep = keep
         self.shared = shared
@@ -121,9 +137,13 @@ class Checkpointer:
         earlier = self.finish()
         if earlier is not None:
             begun += earlier.waited
-        require_same(self._comm, "the steps to save", [repr(step)])
+        require_same(self._comm, "the steps to save", [short(step)])
         if type(step) is not int or step < 0:
-            raise alike(CheckpointError(f"step {step!r} is not a step: give the optimizer steps done, 0 or more"))
+            raise alike(
+                CheckpointError(
+                    f"step {short(step)} is not a step: give the optimizer steps done, 0 or more, before the state"
+                )
+            )
         self._disk.begin()
         try:
             temporary = Path(from_root(self._comm, lambda: self._begin(step)))
@@ -206,6 +226,8 @@ class Checkpointer:
             CheckpointError: none of those there are is whole, it was saved by another number of ranks, or `which` is a
                 path that holds none.
         """
+        require_path("which", which, "'auto', or the path of a checkpoint, and load what comes back")
+        require_callable("reshape", reshape, "a function of the saved checkpoint")
         earlier = self.finish()
         restored = restore(self._comm, self.directory, which, reshape)
         if restored is not None and earlier is not None and earlier.failure is not None:

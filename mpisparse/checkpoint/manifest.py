@@ -12,6 +12,7 @@ from typing import Any
 
 from mpisparse.checkpoint.digest import DIGESTS, Digest
 from mpisparse.errors import CheckpointError
+from mpisparse.words import counted
 
 FORMAT = "mpisparse-checkpoint"
 #: What is written, with a file for each rank or one for all of them; every version in DIGESTS is read.
@@ -255,7 +256,7 @@ def _parse(body: dict[str, Any], version: int) -> Manifest:
     entries = tuple(_parse_entry(item, DIGESTS[version]) for item in files)
     names = [entry.name for entry in entries]
     if ranks < 1 or len(files) != ranks + 1 or names != [STATE, *(rank_file(rank) for rank in range(ranks))]:
-        raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {ranks} ranks")
+        raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {counted(ranks, 'rank')}")
     return Manifest(step, ranks, entries, version, _parse_frame(body, entries, version))
 
 

@@ -13,6 +13,7 @@ from mpisparse.checkpoint.saved import Saved, find_checkpoints
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.comm import Communicator, agreed, from_root, require_same
 from mpisparse.errors import CheckpointError, alike
+from mpisparse.words import counted
 
 #: Makes a rank's tree of a checkpoint of another number of ranks; called with it, the rank, and how many there are.
 Reshape = Callable[[Saved, int, int], Tree]
@@ -100,9 +101,9 @@ def _require_size(comm: Communicator, path: Path, manifest: Manifest) -> None:
     if manifest.ranks != comm.size:
         raise alike(
             CheckpointError(
-                f"{path} was saved with {manifest.ranks} ranks, but {comm.size} are running: "
-                f"run with {manifest.ranks} ranks, or allow another number: checkpoint.reshape in a run's "
-                "configuration, restore(reshape=...) in a program"
+                f"{path} was saved with {counted(manifest.ranks, 'rank')}, but {comm.size} "
+                f"{'is' if comm.size == 1 else 'are'} running: run with {counted(manifest.ranks, 'rank')}, or "
+                "allow another number: checkpoint.reshape in a run's configuration, restore(reshape=...) in a program"
             )
         )
 

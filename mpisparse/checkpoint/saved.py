@@ -19,6 +19,7 @@ from mpisparse.checkpoint.manifest import (
 )
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.errors import CheckpointError
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class Saved:
             CheckpointError: the file is damaged, or there was no such rank.
         """
         if not 0 <= rank < self.ranks:
-            raise CheckpointError(f"{self.path} has no rank {rank}: it was saved with {self.ranks} ranks, from 0 on")
+            raise CheckpointError(
+                f"{self.path} has no rank {rank}: it was saved with {counted(self.ranks, 'rank')}, from 0 on"
+            )
         return self._read(rank_file(rank))
 
     def _read(self, name: str) -> Tree:

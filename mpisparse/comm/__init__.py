@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mpisparse.comm.agreement import agreed, from_root, gather_json, require_same, summarise
-from mpisparse.comm.base import Communicator, Description, Pending
+from mpisparse.comm.base import Communicator, Description, require_communicator
 from mpisparse.comm.local import run_ranks, solo
+from mpisparse.comm.pending import Pending
 from mpisparse.comm.window import SharedWindow, Window, WindowKind
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "agreed",
     "from_root",
     "gather_json",
+    "require_communicator",
     "require_same",
     "run_ranks",
     "solo",
@@ -42,9 +44,9 @@ def world() -> Communicator:
     limit = start_limit()
     try:
         with ended_after(limit, words_of(limit)):
-            from mpisparse.comm.mpi import MPICommunicator
+            from mpisparse.comm.mpi import everybody
 
-            comm = MPICommunicator()
+            comm = everybody().duplicate("world")
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
             f"no MPI library could be loaded ({error}): install one beside mpi4py with `pip install mpich`, "

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.comm.recorder import Call, Recorder
+from mpisparse.comm.handles import Handles
+from mpisparse.comm.pending import Pending
+from mpisparse.comm.recorder import GivenBack, Lane, Recorder
 from mpisparse.comm.window import Window, WindowKind
 from mpisparse.errors import CommError, ConfigError, alike
+from mpisparse.words import counted
 
 if TYPE_CHECKING:
     import h5py
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
-Result = TypeVar("Result")
 
 #: Entries of a window at most: MPI's block types take 32-bit displacements.
 WINDOW_LIMIT = 2**31 - 1
@@ -41,39 +44,6 @@ class Description:
     local_size: int
 
 
-class Pending(ABC, Generic[Result]):
-    """A call that was started and has not ended. Whoever holds it has to keep it until `test` returned True.
-
-    MPI moves next to nothing by itself: it is `test`, called again and again, that does. The buffers of the call are
-    kept alive here; nobody may touch them before the end.
-    """
-
-    def __init__(self, result: Result) -> None:
-        self._result = result
-        self._ended = False
-        #: What the recorder knows of this call, which ends there when it ends here.
-        self.call: Call | None = None
-
-    def test(self) -> bool:
-        """Move what can be moved, and return True once the result is there. Never waits."""
-        if not self._ended and self._test():
-            self._ended = True
-            if self.call is not None:
-                self.call.end()
-        return self._ended
-
-    @property
-    def result(self) -> Result:
-        """Return what the call brought. CommError before its end."""
-        if not self._ended:
-            raise CommError("the result of a call was read before its end: call test() until it returns True")
-        return self._result
-
-    @abstractmethod
-    def _test(self) -> bool:
-        """Return True when the result is complete."""
-
-
 class Communicator(ABC):
     """The ranks of a job, and how bytes get from each to all. Every method but `abort` is collective.
 
@@ -88,6 +58,8 @@ class Communicator(ABC):
     - Calls that are started (`start_...`) have to be so in the same order on all ranks, among themselves and with the
       other calls of this communicator. Where threads call, give each a duplicate, and look at `thread_level`.
     - Every call is noted in `lane`, whose recorder all duplicates share: a watchdog reads there who waits since when.
+    - MPI has room for about two thousand communicators. One that is dropped on all ranks is given back when they make
+      the next duplicate of what it duplicates; `free` gives it back at once.
     """
 
     rank: int
@@ -97,7 +69,10 @@ class Communicator(ABC):
         self.rank = rank
         self.size = size
         self._call_limit = call_limit
-        self.lane = Recorder().lane("world")
+        self.lane: Lane = Recorder().lane("world")
+        #: What this one duplicates, so that it is not given back before this one is, and its number there.
+        self._origin: tuple[Communicator, int] | None = None
+        self._handles = Handles()
 
     # What every implementation brings -------------------------------------------------------------------------------
 
@@ -106,8 +81,8 @@ class Communicator(ABC):
         """Return what `duplicate` returns."""
 
     @abstractmethod
-    def free(self) -> None:
-        """Give back this communicator and all duplicates of it, of which none may be used afterwards."""
+    def _release(self) -> Callable[[], object]:
+        """Return what gives this communicator back, on all ranks together, and does not hold it."""
 
     @abstractmethod
     def _describe(self) -> Description:
@@ -171,9 +146,33 @@ class Communicator(ABC):
             name: what to call it where a hang is explained; this one's name by default.
         """
         with self.lane.call("duplicate"):
+            self._handles.meet(self.allgather_bytes)
             fresh = self._duplicate()
         fresh.lane = self.lane.recorder.lane(name or self.lane.kind)
+        weakref.finalize(fresh, fresh.lane.recorder.retire, fresh.lane).atexit = False
+        fresh._origin = self, self._handles.add(fresh, fresh._release(), fresh.refuse_calls, fresh._handles)
         return fresh
+
+    @property
+    def root(self) -> Communicator:
+        """Return the communicator that this one is a duplicate of, in the end; itself where it is none."""
+        return self if self._origin is None else self._origin[0].root
+
+    def free(self) -> None:
+        """Give back this communicator and all duplicates of it, none of which can be used any more. Once is enough."""
+        if isinstance(self.lane, GivenBack):
+            return
+        if self._origin is None:
+            self._handles.give_back_all()
+            self.refuse_calls()
+            self._release()()
+        else:
+            origin, number = self._origin
+            origin._handles.give_back([number])
+
+    def refuse_calls(self) -> None:
+        """Have every later call raise CommError."""
+        self.lane = GivenBack(self.lane, self.rank)
 
     def describe(self) -> Description:
         """Return the MPI library, its thread level, and how the ranks lie on nodes."""
@@ -307,7 +306,9 @@ class Communicator(ABC):
             ConfigError: shared memory was asked for on several nodes, or a number of entries that no window has.
         """
         if not 0 < numel <= WINDOW_LIMIT:
-            raise alike(ConfigError(f"a window of {numel} entries was asked for: give 1 to {WINDOW_LIMIT}"))
+            raise alike(
+                ConfigError(f"a window of {counted(numel, 'entry', 'entries')} was asked for: give 1 to {WINDOW_LIMIT}")
+            )
         nodes = self.describe().nodes
         if kind == "shared" and nodes > 1:
             raise alike(
@@ -318,7 +319,10 @@ class Communicator(ABC):
             )
         shared = kind != "accumulate" and nodes == 1
         with self.lane.call("open_window"):
-            return self._shared_window(numel) if shared else self._accumulate_window(numel)
+            self._handles.meet(self.allgather_bytes)
+            window = self._shared_window(numel) if shared else self._accumulate_window(numel)
+        window.enter(self._handles)
+        return window
 
     def open_hdf5(self, path: Path) -> h5py.File | None:
         """Return an HDF5 file that is there, opened for writing by all ranks together, who close it together.
@@ -380,3 +384,14 @@ class Communicator(ABC):
             for start, count in zip(starts, round_counts, strict=True):
                 out[start + sent : start + sent + count] = scratch[begin : begin + count]
                 begin += count
+
+
+def require_communicator(comm: object) -> None:
+    """Raise ConfigError unless `comm` is None or a communicator of this package."""
+    if comm is None or isinstance(comm, Communicator):
+        return
+    foreign = type(comm).__module__.startswith("mpi4py")
+    raise ConfigError(
+        f"comm is {'an mpi4py communicator' if foreign else f'of type {type(comm).__name__}'}: give what ms.init() or "
+        "ms.world() returned, or leave it out"
+    )

@@ -26,13 +26,8 @@ def see(tensor: Tensor) -> Anywhere:
 def zeros(numel: int, like: Anywhere) -> Anywhere:
     """Return zeros that lie where `like` does."""
     if isinstance(like, Tensor):
-        return torch.zeros(numel, device=like.device)
+        return torch.zeros(numel, dtype=torch.float32, device=like.device)
     return np.zeros(numel, np.float32)
-
-
-def copy_of(vector: Anywhere) -> Anywhere:
-    """Return a copy that lies where `vector` does."""
-    return vector.clone() if isinstance(vector, Tensor) else vector.copy()
 
 
 def forgotten(gradient: Anywhere) -> Source:

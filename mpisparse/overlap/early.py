@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+from mpisparse.arguments import is_one_of, short
 from mpisparse.collectives import Flights
 from mpisparse.comm import Communicator, gather_json
 from mpisparse.errors import ConfigError, MpiSparseError
@@ -13,14 +14,13 @@ from mpisparse.overlap.choice import Choice, Overlap
 from mpisparse.overlap.sender import Sender
 from mpisparse.preflight import News, NonFinite, share_ahead
 from mpisparse.sparsifiers import Dense
-from mpisparse.versions import Change
 
 #: What a program may do without overlap alone, and what to say when "auto" finds that it does.
 _REASONS = {
     News.CHANGED: "as gradients are changed between backward() and the exchange",
     News.REPEATED: "as backward passes add up outside no_sync()",
+    News.DISCARDED: "as backward passes are thrown away",
     News.UNANNOUNCED: "as samples= come after backward(): announce them before it, with expect(samples=)",
-    News.RECALLED: "as a backward pass was thrown away after messages of it had left: they were taken back",
 }
 
 
@@ -45,13 +45,15 @@ class Early:
             say: takes the line that tells what "auto" chose; standard error if there is none.
         """
         self.exchange = exchange
-        self.sender = Sender(exchange, None, limit, recallable=mode == "auto")
+        self.sender = Sender(exchange, None, limit, recoverable=mode == "auto")
         self.choice = Choice(mode, comm, say)
         self._comm = comm
         #: How many samples `expect` announced; empty when it was not called in this step.
         self._expected: list[int | None] = []
         #: Whether the last exchange was of messages that left early, and whether it had messages at all.
         self._overlapped = self._had_messages = False
+        #: Whether a backward pass was thrown away since the last exchange.
+        self._discarded = False
         if mode == "auto":
             self._look_before_trying(nonfinite)
         if self.may_overlap:
@@ -65,13 +67,10 @@ class Early:
 
     def expect(self, samples: int | None) -> None:
         """Take in how many samples stand behind this step's gradient, and agree on their weight if it overlaps."""
-        if self.sender.has_begun and not self.sender.recallable:
+        if self.sender.has_begun:
             raise MpiSparseError("expect() after messages were sent: call it before the last backward() of a step")
-        if self.sender.active and self.sender.recallable and (self.sender.has_begun or self._expected):
-            # A batch was thrown away, perhaps on this rank alone: the others are not here to agree once more.
-            self.sender.recall()
         self._expected = [samples]
-        if self.sender.active and not self.sender.recalled:
+        if self.sender.active:
             with self.exchange.phases("agree"):
                 self.sender.share = share_ahead(self._comm, self.exchange.step, samples)
 
@@ -79,41 +78,36 @@ class Early:
         """Return how many samples stand behind this step's gradient: the count given now, or else the one expected."""
         return self._expected[0] if given is None and self._expected else given
 
-    def news(self, given: int | None, change: Change) -> News:
-        """Return what the other ranks have to know of this step. To be asked once gradients are collected.
+    def news(self, given: int | None) -> News:
+        """Return what the other ranks have to know of this step. To be asked before gradients are collected.
 
         Args:
             given: samples, as given with the exchange.
-            change: what became of gradients since backward.
         """
-        active, sender = self.sender.active, self.sender
-        changed = change is Change.CHANGED or (active and change is not Change.NONE)
-        if active and sender.recallable and changed:
-            sender.recall()
         found = {
-            News.OVERLAPS: active,
+            News.OVERLAPS: self.sender.active,
             News.UNANNOUNCED: given is not None and not self._expected,
             News.RECOUNTED: given is not None and self._expected not in ([], [given]),
-            News.CHANGED: changed,
-            News.REPEATED: sender.repeated,
-            News.RECALLABLE: active and sender.recallable,
-            News.RECALLED: sender.recalled,
+            News.CHANGED: self.exchange.flat.changed(cleared=self.sender.active),
+            News.REPEATED: self.sender.repeated,
+            News.DISCARDED: self._discarded,
         }
         return News(sum(news for news, true in found.items() if true))
 
     def reconsider(self, news: News) -> None:
         """Stop trying where a program does what fails with overlap. Every rank brings the same news, of all ranks."""
         for word, reason in _REASONS.items():
-            if word in news and (not self.choice.settled or News.RECALLED in news):
+            if word in news and not self.choice.settled:
                 self.choice.settle(False, reason)
-                return
 
     def exchanged(self, overlaps: bool, had_messages: bool) -> None:
         """Note that a step's exchange is over, one way or another, and be ready for the next step."""
         self._overlapped, self._had_messages = overlaps, had_messages
         self._expected = []
+        self._discarded = False
         self.sender.share = 1.0
         self.sender.start_afresh()
+        self.exchange.flat.forget()
 
     def step_ended(self) -> None:
         """Choose for the next step. Collective where a trial comes to its end."""
@@ -126,9 +120,7 @@ class Early:
         Args:
             exchanged: whether this step's exchange is over already.
         """
-        if self.sender.active and self.sender.recallable and not exchanged:
-            self.sender.recall()
-        elif self._overlapped if exchanged else self.sender.active:
+        if self._overlapped if exchanged else self.sender.active:
             raise ConfigError(
                 "a GradScaler skips steps that overflow, and messages that left during backward() cannot be taken "
                 'back: use overlap="off" with it'
@@ -136,11 +128,28 @@ class Early:
         if not self.choice.settled:
             self.choice.settle(False, "as a GradScaler skips steps, and messages on their way cannot be taken back")
 
+    def discard(self) -> None:
+        """Throw away what backward made since the last exchange, messages that left included, where that can be done.
+
+        Collective where messages have left, which "auto" takes back: the ranks have to throw away alike.
+
+        Raises:
+            MpiSparseError: messages are on their way with overlap="on". Nothing changes then.
+        """
+        self.sender.refuse_if_broken()
+        if self.sender.has_begun and self.sender.recoverable:
+            self.sender.take_back()
+            self.sender.start_afresh()
+            self.choice.settle(False, _REASONS[News.DISCARDED])
+            self.sender.wanted = False
+        self.refuse_while_in_the_air("zero_grad()")
+        self._discarded = self._discarded or self.exchange.flat.fresh
+        self.sender.start_afresh()
+        self.exchange.flat.forget()
+
     def refuse_while_in_the_air(self, what: str) -> None:
-        """Raise MpiSparseError between the first message of a step and its exchange, if it cannot be taken back."""
-        if self.sender.has_begun and self.sender.recallable:
-            self.sender.recall()
-        elif self.sender.has_begun and not self.sender.broken:
+        """Raise MpiSparseError between the first message of a step and its exchange."""
+        if self.sender.has_begun and not self.sender.broken:
             raise MpiSparseError(
                 f"{what} after backward(), whose messages are on their way to the other ranks, and memories count them "
                 "as sent: call step() first. Backward passes that no step follows belong in no_sync()"
@@ -158,8 +167,8 @@ class Early:
 
 def check_overlap(overlap: Overlap, nonfinite: NonFinite, thread_level: str) -> None:
     """Raise ConfigError, with the way out, if messages are to leave early and cannot."""
-    if overlap not in get_args(Overlap):
-        raise ConfigError(f"overlap {overlap!r} does not exist: use auto, on or off")
+    if not is_one_of(overlap, get_args(Overlap)):
+        raise ConfigError(f"overlap {short(overlap)} does not exist: use auto, on or off")
     if overlap == "on" and nonfinite == "skip":
         raise ConfigError(
             'overlap="on" and nonfinite="skip" do not go together: a step cannot be skipped once messages of it have '

@@ -40,7 +40,7 @@ def make_dump(recorder: Recorder, **about: object) -> Dump:
         "steps": recorder.step,
         "seconds_since_last_call": (now - recorder.last_end) * 1e-9,
         "waiting": None if waiting is None else _call(waiting, now),
-        "lanes": [{"name": lane.name, "calls": lane.begun} for lane in list(recorder.lanes)],
+        "lanes": [{"number": lane.number, "name": lane.name, "calls": lane.begun} for lane in list(recorder.lanes)],
         "calls": [_call(call, now) for call in recorder.calls()],
         "stacks": _stacks(),
     }

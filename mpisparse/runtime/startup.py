@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import atexit
 import platform
-import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from mpisparse.comm import Communicator, world
+from mpisparse.arguments import require_path
+from mpisparse.comm import Communicator, require_communicator, world
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
+from mpisparse.terminal import say
+from mpisparse.version import __version__
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Surroundings:
     def banner(self) -> str:
         """Return one line for people."""
         return (
-            f"mpisparse {self.mpisparse} | {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')} | "
+            f"mpisparse {self.mpisparse} | {counted(self.ranks, 'rank')} on {counted(self.nodes, 'node')} | "
             f"{self.library} ({self.standard}), thread level {self.thread_level} | "
-            f"{_count(self.threads, 'thread')} a rank ({self.threads_reason})"
+            f"{counted(self.threads, 'thread')} a rank ({self.threads_reason})"
         )
 
 
@@ -57,6 +59,7 @@ def init(
     - Threads are set to this rank's share of the cores, unless OMP_NUM_THREADS is set.
     - Rank 0 says on stderr what it found.
     - A rank that does not come where the others wait for it ends the job, after a time (see `Watchdog`).
+    - Called again, it returns another communicator of the same ranks, and its options take the place of the earlier.
 
     Args:
         comm: the ranks, when they are not those that the launcher started; abort hook and watchdog are theirs to
@@ -69,6 +72,8 @@ def init(
     Raises:
         LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
     """
+    require_communicator(comm)
+    require_path("crash_directory", crash_directory, "the path of a directory, such as 'crash'")
     comm, _ = start(comm, banner, watchdog, Path(crash_directory))
     return comm
 
@@ -83,12 +88,12 @@ def start(
     if comm is None:
         comm = world()
         _end_together(comm, watchdog)
-        Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
+        _watch(comm, Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()))
     place = comm.describe()
     places = gather_places(comm, place.node)
     threads, reason = share_cores(places, comm.rank)
     surroundings = Surroundings(
-        mpisparse=version("mpisparse"),
+        mpisparse=__version__,
         ranks=comm.size,
         nodes=place.nodes,
         library=place.library,
@@ -101,7 +106,7 @@ def start(
         machines=machines_among(places),
     )
     if banner and comm.rank == 0:
-        print(surroundings.banner(), file=sys.stderr, flush=True)
+        say(surroundings.banner(), error=True)
     return comm, surroundings
 
 
@@ -112,6 +117,14 @@ def _end_together(comm: Communicator, limit: float) -> None:
     # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
     goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
     install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
+
+
+def _watch(comm: Communicator, watchdog: Watchdog) -> None:
+    """Have a watchdog watch this rank instead of the one that an earlier call started."""
+    recorder = comm.lane.recorder
+    if recorder.guard is not None:
+        recorder.guard.stop()
+    recorder.guard = watchdog.start()
 
 
 def processor() -> str:
@@ -127,7 +140,3 @@ def processor() -> str:
 def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:
     """Return what the ranks say, each text once, in the order of the first rank that says it. Collective."""
     return tuple(dict.fromkeys(said.decode() for said in comm.allgather_bytes(own.encode())))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

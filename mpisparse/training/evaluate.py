@@ -51,7 +51,7 @@ def _total(comm: Communicator, model: nn.Module, loss: Loss, data: Dataset) -> d
     was_training = model.training
     model.eval()
     for start in range(mine.start, mine.stop, _BATCH):
-        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop)))
+        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop), device="cpu"))
         outputs = model(inputs.double() if double and inputs.is_floating_point() else inputs)
         for name, value in loss.metrics(outputs, targets).items():
             sums[name] += value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,10 +15,18 @@ from mpisparse.phases import Phases
 from mpisparse.runtime import Preemption, Surroundings, Watchdog
 from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_trainer
+from mpisparse.training.command import Command
 from mpisparse.training.config import RunConfig
 from mpisparse.training.console import ignore
 from mpisparse.training.course import Course, Result
-from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
+from mpisparse.training.directory import (
+    check_same_run,
+    describe_optimum,
+    describe_run,
+    open_directory,
+    record_end,
+    record_failure,
+)
 from mpisparse.training.kept import Kept
 from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
@@ -31,7 +40,7 @@ def run_training(
     run_dir: Path | None = None,
     resume: str = "auto",
     allow_changes: bool = False,
-    command: str = "mpisparse train CONFIG.toml",
+    command: Command | None = None,
     kept: Kept | None = None,
     quiet: bool = False,
     preemption: Preemption | None = None,
@@ -43,13 +52,14 @@ def run_training(
         resume: "auto" goes on from the newest whole checkpoint in `run_dir` if there is one, "never" refuses to write
             over one, and a path goes on from that checkpoint.
         allow_changes: go on although the configuration changed.
-        command: how the run was started, to suggest the next one.
+        command: how the run was started, to say how it goes on, and to suggest the next one.
         kept: data and optima of runs before this one; a run that is alone makes its own.
         quiet: print nothing.
         preemption: what may want the run to end; nothing by default.
 
     Raises:
-        MpiSparseError: see `errors`; raised on all ranks alike.
+        MpiSparseError: see `errors`; raised on all ranks alike. Where a checkpoint is there to go on from, a note on
+            any error says by which command.
     """
     # Until the run directory is known, a hang is written down where the program was started.
     crash = (run_dir or Path()).absolute() / "crash"
@@ -79,10 +89,27 @@ def run_training(
                     describe_optimum(directory, optimum)
         preemption = preemption or Preemption()
         preemption.time_limit = config.training.time_limit
-        with checkpointer:
-            run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
-            with closing(run.log):
-                return run.finish(resumed, command, quiet)
+        try:
+            with checkpointer, _saying_how_to_go_on(command, directory):
+                run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
+                with closing(run.log):
+                    result = run.finish(resumed, command, quiet)
+        except MpiSparseError as error:
+            record_failure(comm, directory, error)
+            raise
+        record_end(comm, directory, trainer.steps_done, result.exit_code, result.stopped)
+        return result
+
+
+@contextmanager
+def _saying_how_to_go_on(command: Command | None, directory: Path) -> Iterator[None]:
+    """Return a context that notes on an error with which command the run goes on from its newest checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if command is not None and (words := command.after_failure(directory)):
+            error.add_note(words)
+        raise
 
 
 def _resume(

@@ -16,7 +16,8 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from mpisparse.errors import ConfigError
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import apply_settings, explain, parse_config
+from mpisparse.training.configfile import apply_settings, parse_config
+from mpisparse.training.explain import explain
 from mpisparse.training.section import Section
 
 #: Characters of a run's directory at most, without its number.
@@ -127,15 +128,17 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
 
 def _read(path: Path) -> tuple[str, StudyFile]:
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, StudyFile.model_validate(tomllib.loads(text))
+        text = path.read_text(encoding="utf-8-sig")
+        tree = tomllib.loads(text)
+        if "base" not in tree and tree.keys() >= {"data", "model", "training"}:
+            raise ConfigError(f"{path} is the configuration of one run: train it by `mpisparse train {path}`")
+        return text, StudyFile.model_validate(tree)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a study") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is no TOML file: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(explain(problem) for problem in error.errors())
-        raise ConfigError(f"{path} is no study: {problems}") from None
+        raise ConfigError(f"{path} is no study: {explain(error)}") from None
 
 
 def _axes(file: StudyFile, varied: Variation, path: Path) -> dict[str, list[Any]]:

@@ -17,6 +17,7 @@ from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
 from mpisparse.training.sweepfiles import Failure, claim, forget_failure, look_up, table, write_failure
+from mpisparse.words import counted
 
 #: What a person has to put right, and what would meet the next run as well.
 _ENDING = (ConfigError, DataError, LaunchError)
@@ -52,6 +53,7 @@ def run_sweep(
     only: range | None = None,
     retry: bool = False,
     preemption: Preemption | None = None,
+    command: str = "",
 ) -> Tally:
     """Return how the runs of `study` ended, having made those that were not finished. Collective.
 
@@ -63,6 +65,7 @@ def run_sweep(
         only: indices of the runs to make; all by default.
         retry: make again what failed before.
         preemption: what may want the sweep to end; nothing by default.
+        command: what goes on with the sweep when it was stopped; nothing is said of it by default.
 
     Raises:
         ConfigError: `directory` belongs to another study, or `only` names no run.
@@ -76,14 +79,20 @@ def run_sweep(
     due = [run for run, state in zip(chosen, states, strict=True) if state is None or (state and retry)]
     tally, kept = Tally(before=sum(state == {} for state in states)), Kept()
     tally.failed |= {} if retry else failures
+    following = f"; go on with: {command}" if command else ""
     with SweepConsole(comm.rank, len(due)) as console:
         console.say(_opening(study, directory, len(chosen), tally, len(due)))
         for run in due:
             begin = perf_counter()
-            found = _make(comm, surroundings, run, directory / run.directory, kept, preemption)
+            try:
+                found = _make(comm, surroundings, run, directory / run.directory, kept, preemption)
+            except BaseException as error:
+                if command:
+                    error.add_note(f"what is finished is kept; go on with: {command}")
+                raise
             if isinstance(found, str):
                 tally.stopped = found
-                console.say(f"stopped in {run.directory} ({found}): its state is saved, the same command goes on")
+                console.say(f"stopped in {run.directory} ({found}): its state is saved{following}")
                 return tally
             if isinstance(found, Failure):
                 tally.failed[run.directory] = found
@@ -138,4 +147,4 @@ def _opening(study: Study, directory: Path, chosen: int, tally: Tally, due: int)
     version = " (reduced version)" if study.reduced else ""
     failed = f", {len(tally.failed)} failed before: --retry makes them again" if tally.failed else ""
     finished = f", {tally.before} finished before" if tally.before else ""
-    return f"{study.name}{version}: {due} of {chosen} runs to make in {directory}{finished}{failed}"
+    return f"{study.name}{version}: {due} of {counted(chosen, 'run')} to make in {directory}{finished}{failed}"

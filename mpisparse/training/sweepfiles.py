@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from platform import node
@@ -15,7 +16,7 @@ from mpisparse import errors
 from mpisparse.errors import ConfigError, MpiSparseError
 from mpisparse.runtime.runlog import last_line, replace_file
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import to_toml
+from mpisparse.training.configfile import complete, to_toml, to_tree
 from mpisparse.training.study import Study
 
 _FAILED = "failed.json"
@@ -93,7 +94,8 @@ def look_up(path: Path, config: RunConfig) -> dict[str, Any] | None:
         failure = _read(path / _FAILED)
         if failure is not None:
             return asdict(Failure(**json.loads(failure)))
-        if _read(path / "config.toml") != to_toml(config):
+        text = _read(path / "config.toml")
+        if text is None or (text != to_toml(config) and complete(tomllib.loads(text)) != to_tree(config)):
             return None
         last = last_line(path / "metrics.jsonl")
         return {} if last and json.loads(last).get("kind") == "end" else None

@@ -12,9 +12,12 @@ import traceback
 from pathlib import Path
 
 import mpisparse as ms
-from tests import laws, laws_convex, laws_overlap, laws_window
+from tests import laws, laws_convex, laws_lifetime, laws_overlap, laws_program, laws_window
 
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+LAWS = {
+    **laws.LAWS, **laws_overlap.LAWS, **laws_program.LAWS, **laws_convex.LAWS, **laws_window.LAWS,
+    **laws_lifetime.LAWS,
+}  # fmt: skip
 
 #: A law that one rank never finishes ends the job with the stacks of all ranks.
 _LIMIT = 60

@@ -13,16 +13,17 @@ PACKAGE = CHECKOUT / "mpisparse"
 
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
-    "errors", "faults", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm",
-    "versions", "slots", "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap",
-    "replicas", "divergence", "wrapped", "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "version", "errors", "words", "terminal", "arguments", "names", "faults", "phases", "random", "sparse", "sampler",
+    "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "collectives", "exchange",
+    "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard", "checkpoint", "runtime",
+    "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
 #: Rooms of the analysis, likewise.
 ANALYSIS_ORDER = [
-    "load", "find", "table", "method", "markdown", "web", "columns", "waiting", "brief", "many", "bootstrap", "drawing",
-    "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
+    "terminal", "load", "find", "method", "markdown", "table", "web", "columns", "waiting", "brief", "many",
+    "bootstrap", "drawing", "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
 ]  # fmt: skip
 
 
@@ -180,6 +181,8 @@ def test_jobs_read_studies_and_import_no_more() -> None:
     """It runs on login nodes, where no MPI may be started."""
     allowed = {
         "mpisparse.errors",
+        "mpisparse.terminal",
+        "mpisparse.words",
         "mpisparse.runtime.runlog",
         "mpisparse.training.section",
         "mpisparse.training.study",

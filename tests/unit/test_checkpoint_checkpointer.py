@@ -20,6 +20,7 @@ from mpisparse.checkpoint import Checkpointer, FileEntry, Manifest, Restored, ch
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.local import run_ranks
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, RankMismatchError
+from mpisparse.words import counted
 
 SIZES = [1, 2, 3]
 
@@ -308,4 +309,5 @@ def test_another_number_of_ranks_is_refused_with_the_way_out(saved: int, running
     save_all(saved, tmp_path, 2)
     for which in ("auto", tmp_path / "step-00000002", tmp_path):
         message = together(running, partial(restore, directory=tmp_path, which=which))
-        assert f"was saved with {saved} ranks, but {running} are running: run with {saved} ranks" in message
+        ranks, verb = counted(saved, "rank"), "is" if running == 1 else "are"
+        assert f"was saved with {ranks}, but {running} {verb} running: run with {ranks}" in message

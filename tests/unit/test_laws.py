@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mpisparse.comm import run_ranks
-from tests import laws, laws_convex, laws_overlap, laws_window
+from tests import laws, laws_convex, laws_lifetime, laws_overlap, laws_program, laws_window
 
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+LAWS = {
+    **laws.LAWS, **laws_overlap.LAWS, **laws_program.LAWS, **laws_convex.LAWS, **laws_window.LAWS,
+    **laws_lifetime.LAWS,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

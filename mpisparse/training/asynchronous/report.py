@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpisparse.runtime.runlog import SCHEMA, replace_file
+from mpisparse.version import __version__
 
 Fields = Mapping[str, Any]
 
@@ -20,7 +21,7 @@ def write_rank(directory: Path, rank: int, step: int, fields: Fields) -> None:
 
 def write_metrics(directory: Path, ranks: int, evaluations: Sequence[Fields], end: Fields) -> None:
     """Write metrics.jsonl: a start, the evaluations, an end. For rank 0 alone, when all else is written."""
-    start = {"kind": "start", "step": 0, "ranks": ranks, "steps": end["updates"]}
+    start = {"kind": "start", "step": 0, "ranks": ranks, "steps": end["updates"], "mpisparse": __version__}
     middle = [{"kind": "evaluation", **evaluation} for evaluation in evaluations]
     _write(directory / "metrics.jsonl", [start, *middle, {"kind": "end", "step": end["updates"], **end}])
 

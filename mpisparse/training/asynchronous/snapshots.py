@@ -74,10 +74,10 @@ def objectives(
         loss: of margins; its own penalty is not looked at. curvature: the penalty is curvature / 2 * ||w||^2.
     """
     exact = torch.from_numpy(weights).double()
-    sums = torch.zeros(len(exact), dtype=torch.float64)
+    sums = torch.zeros(len(exact), dtype=torch.float64, device="cpu")
     mine = shard_range(len(data), comm.rank, comm.size)
     for start in range(mine.start, mine.stop, _BATCH):
-        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop)))
+        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop), device="cpu"))
         scores = inputs.flatten(1).double() @ exact.T
         sums += loss.of_margins((2 * targets.double() - 1)[:, None] * scores).sum(0)
     everyone = comm.allgather(sums.numpy().view(np.int64)).view(np.float64)
