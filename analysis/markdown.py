@@ -10,6 +10,7 @@ from analysis.terminal import visible
 #: What Markdown would read as markup within a line: an underscore only beside a word, a bracket only where it may end a
 #: link, an ampersand only before an entity. The rest is left alone, so that pages can be read as they are, too.
 _MARKUP = re.compile(r"[\\`*<|]|~(?=~)|(?<=~)~|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:]|$)|&(?=#?\w+;)")
+_MARKUP_IN_BRACKETS = re.compile(_MARKUP.pattern + r"|[\[\]]")
 #: What would begin a heading, a quotation, a list or a rule at the start of a line.
 _START = re.compile(r"^([#>+=-]|\d+(?=[.)]))")
 
@@ -22,7 +23,7 @@ class Marked(str):
 
 def text(words: str) -> Marked:
     """Return Markdown that shows `words` as they are, on one line."""
-    return words if isinstance(words, Marked) else Marked(_START.sub(_escaped_start, _inline(words.lstrip())))
+    return words if isinstance(words, Marked) else Marked(_START.sub(_escaped_start, _inline(words).lstrip()))
 
 
 def code(words: object) -> Marked:
@@ -35,7 +36,7 @@ def code(words: object) -> Marked:
 
 def figure(name: str, title: str) -> Marked:
     """Return a picture with links to what lies beside it: NAME.png, NAME.svg, NAME.csv."""
-    return Marked(f"![{text(title)}]({name}.png)\n\n[SVG]({name}.svg) · [CSV]({name}.csv)")
+    return Marked(f"![{_inline(title, brackets=True)}]({name}.png)\n\n[SVG]({name}.svg) · [CSV]({name}.csv)")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: bool = False) -> Marked:
@@ -61,8 +62,10 @@ def number(count: int, one: str, more: str = "") -> str:
     return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
-def _inline(words: str) -> str:
-    return _MARKUP.sub(lambda found: f"\\{found[0]}", visible(words.replace("\n", " ")))
+def _inline(words: str, *, brackets: bool = False) -> str:
+    """Return one line without markup; `brackets`, too, are escaped where the line is to stand between some."""
+    markup = _MARKUP_IN_BRACKETS if brackets else _MARKUP
+    return markup.sub(lambda found: f"\\{found[0]}", visible(words.replace("\n", " ")))
 
 
 def _escaped_start(found: re.Match[str]) -> str:

@@ -49,7 +49,8 @@ def prepare(study: Study, directory: Path, batches: Iterable[Batch], files: dict
             for run in batch.runs:
                 (state / str(run.index)).unlink(missing_ok=True)
         for name, text in files.items():
-            (directory / name).write_text(text, encoding="utf-8")
+            # Paths in the script are those of the disk, also where they are no UTF-8.
+            (directory / name).write_text(text, encoding="utf-8", errors="surrogateescape")
         if SUBMIT in files:
             (directory / SUBMIT).chmod(0o755)
     except OSError as error:

@@ -167,11 +167,21 @@ def _indices(only: str | None) -> range | None:
 @cli.command("config")
 @_CONFIG
 @_SET
-def show_config(config: Path, settings: tuple[str, ...]) -> None:
-    """Print CONFIG as it would be used, every key with its value."""
+@click.option("--check", "checked", is_flag=True, help="Load the data and build the run, as train would; print a line.")
+@click.option("--ranks", type=click.IntRange(min=1), metavar="P", help="With --check: the number of ranks to come.")
+def show_config(config: Path, settings: tuple[str, ...], checked: bool, ranks: int | None) -> None:
+    """Print CONFIG as it would be used, every key with its value. With --check: refuse what train would."""
     from mpisparse.training.configfile import read_config, to_toml
 
-    say(to_toml(read_config(config, settings)).rstrip("\n"), keep="\n")
+    run = read_config(config, settings)
+    if ranks is not None and not checked:
+        raise click.UsageError("--ranks says for how many ranks to check: give it with --check")
+    if not checked:
+        say(to_toml(run).rstrip("\n"), keep="\n")
+        return
+    from mpisparse.training.check import check_run
+
+    say(f"{config} can be trained: {check_run(run, ranks)}")
 
 
 @cli.command()

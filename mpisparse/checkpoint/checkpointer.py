@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -17,6 +18,7 @@ from mpisparse.checkpoint.manifest import STATE, rank_file
 from mpisparse.checkpoint.restore import Reshape, Restored, restore
 from mpisparse.checkpoint.save import Outcome, Save, attempt_removal
 from mpisparse.checkpoint.snapshot import Buffers
+from mpisparse.checkpoint.stamp import Stamp, new_save
 from mpisparse.checkpoint.tree import Tree
 from mpisparse.comm import (
     Communicator,
@@ -146,17 +148,19 @@ class Checkpointer:
             )
         self._disk.begin()
         try:
-            temporary = Path(from_root(self._comm, lambda: self._begin(step)))
+            place, number = from_root(self._comm, lambda: (self._begin(step), new_save()))
         except CheckpointError as error:
             self._going = Outcome(step, None, str(error), pause=perf_counter() - begun)
             return earlier
+        temporary = Path(place)
         with self._undone_on_failure(temporary):
-            files = self._encode(replicated, per_rank)
+            files = self._encode(replicated, per_rank, Stamp(number, step, self._comm.size))
         save = Save(
             self._comm,
             self._beside() if behind else self._comm,
             self._disk,
             step=step,
+            number=number,
             temporary=temporary,
             files=self._copied(files) if behind else files,
             keep=self.keep,
@@ -240,19 +244,22 @@ class Checkpointer:
         with named(f"no checkpoint can be written to {self.directory}"):
             return str(begin(self.directory, step, self._disk))
 
-    def _encode(self, replicated: Tree, per_rank: Tree) -> dict[str, Encoded]:
+    def _encode(self, replicated: Tree, per_rank: Tree, stamp: Stamp) -> dict[str, Encoded]:
         """Return what this rank's files are to hold, the replicated state first, as views where that is possible."""
-        trees = {STATE: replicated} if self._comm.rank == 0 else {}
+        rank = self._comm.rank
+        trees = {STATE: (replicated, stamp)} if rank == 0 else {}
+        trees[rank_file(rank)] = (per_rank, replace(stamp, rank=rank))
         files = {}
         with agreed(self._comm):
-            for name, tree in {**trees, rank_file(self._comm.rank): per_rank}.items():
-                files[name] = encode_file(name, tree)
+            for name, (tree, own) in trees.items():
+                files[name] = encode_file(name, tree, own)
         return files
 
     def _copied(self, files: dict[str, Encoded]) -> dict[str, Encoded]:
         copies = iter(self._buffers.copy([array for encoded in files.values() for array in encoded.arrays]))
         return {
-            name: Encoded(encoded.structure, [next(copies) for _ in encoded.arrays]) for name, encoded in files.items()
+            name: Encoded(encoded.structure, [next(copies) for _ in encoded.structure.arrays])
+            for name, encoded in files.items()
         }
 
     def _beside(self) -> Communicator:

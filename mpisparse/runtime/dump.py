@@ -16,7 +16,7 @@ import numpy as np
 
 from mpisparse.comm.recorder import Call, Recorder
 from mpisparse.errors import ConfigError
-from mpisparse.runtime.runlog import replace_file
+from mpisparse.files import read_json, replace_file
 
 SCHEMA = 1
 
@@ -50,8 +50,7 @@ def write_dump(directory: Path, dump: Dump) -> None:
     """Write `rank-NNNNN.stacks`, all threads', and then `rank-NNNNN.json`, whole or not at all. May raise OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     path = dump_path(directory, dump["rank"])
-    with path.with_suffix(".stacks").open("w", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file)
+    replace_file(path.with_suffix(".stacks"), faulthandler.dump_traceback)
     replace_file(path, lambda text: text.write(json.dumps(dump, indent=1) + "\n"))
 
 
@@ -84,7 +83,7 @@ def read_dumps(directory: Path, job: str | None = None) -> dict[int, Dump]:
 def _read(path: Path) -> Dump | None:
     """Return a dump, or None where a file is not one, such as one of another version."""
     try:
-        dump = json.loads(path.read_text(encoding="utf-8"))
+        dump = read_json(path)
     except (OSError, ValueError):
         return None
     return dump if isinstance(dump, dict) and dump.get("schema") == SCHEMA else None

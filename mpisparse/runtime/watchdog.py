@@ -14,6 +14,7 @@ from types import TracebackType
 from mpisparse.arguments import is_number, require_callable, require_kind, require_path, short
 from mpisparse.comm import Communicator, gather_json
 from mpisparse.errors import CommError, ConfigError, HangError, MpiSparseError
+from mpisparse.files import read_text
 from mpisparse.runtime.dump import Dump, dump_path, make_dump, read_dumps, write_dump
 from mpisparse.runtime.hang import summary
 from mpisparse.terminal import say as say_line
@@ -196,8 +197,8 @@ class Watchdog:
 def _has_told(directory: Path, rank: int, job: str) -> bool:
     """Return True when there is a dump of this rank, and not one that an earlier job left."""
     try:
-        return f'"job": "{job}"' in dump_path(directory, rank).read_text(encoding="utf-8")[:200]
-    except OSError:
+        return f'"job": "{job}"' in read_text(dump_path(directory, rank))[:200]
+    except (OSError, ValueError):
         return False
 
 

@@ -129,7 +129,7 @@ def reshape(which: Path, ranks: int, residual: Residual, output: Path) -> None:
 
     saved = open_checkpoint(which)
     reshaper = Reshaper(residual)
-    written = write_alike(saved, output, reshaper.all_ranks(saved, ranks))
+    written = write_alike(saved, output, reshaper.all_ranks(saved, ranks), ranks)
     say(reshaper.describe(saved.ranks, ranks))
     say(f"written to {written}")
 

@@ -12,9 +12,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import tomli_w
 from pydantic import ValidationError
 
+from mpisparse import files
 from mpisparse.errors import ConfigError
 from mpisparse.training.config import CHOICES, RunConfig, optimizer_options
 from mpisparse.training.explain import explain
+
+#: Bytes of a configuration or study at most, and keys below each other.
+_LARGEST = 2**20
+KEYS = 10
 
 
 def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
@@ -28,20 +33,33 @@ def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong; with the place.
     """
+    return parse_config(apply_settings(load_toml(path, "a run configuration")[1], settings), str(path))
+
+
+def load_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """Return the text of a TOML file, and what it holds.
+
+    Args:
+        what: what the file should be, for the message.
+
+    Raises:
+        ConfigError: it cannot be read, is larger than a file of this kind, or is no TOML.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # Editors on other systems begin text with a byte order mark.
+        text = files.read_bytes(path, _LARGEST).decode("utf-8-sig").replace("\r\n", "\n")
+        return text, files.parse_toml(text)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a run configuration") from error
-    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of {what}") from error
+    except ValueError as error:
         raise ConfigError(f"{path} is no TOML file: {error}") from error
-    return read_text(text, str(path), settings)
 
 
 def read_text(text: str, source: str, settings: Iterable[str] = ()) -> RunConfig:
     """Return the configuration that TOML text holds with `settings` over it; see `read_config`."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = files.parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{source} is no TOML file: {error}") from error
     return parse_config(apply_settings(tree, settings), source)
 
@@ -101,10 +119,19 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {setting!r}: write section.key=value, such as sparsifier.density=0.001")
+    if len(keys) > KEYS:
+        raise ConfigError(f"--set {keys[0]:.40}...: {len(keys)} keys below each other, where no section has as many")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        setting.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"--set {setting!r}: not UTF-8, which is what a configuration is written in") from None
+    try:
+        found = files.parse_toml(f"value = {text}")
+        value = found["value"] if len(found) == 1 else text
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise ConfigError(f"--set {setting:.80}: {error}") from None
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):

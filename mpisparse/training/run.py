@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
-from mpisparse.comm import Communicator, agreed
+from mpisparse.checkpoint import Checkpointer, Restored, find_checkpoints, list_checkpoints, step_of
+from mpisparse.checkpoint.restore import restore
+from mpisparse.comm import Communicator, agreed, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import Phases
 from mpisparse.runtime import Preemption, Surroundings, Watchdog
@@ -64,6 +66,8 @@ def run_training(
     # Until the run directory is known, a hang is written down where the program was started.
     crash = (run_dir or Path()).absolute() / "crash"
     with Watchdog(comm, limit=config.training.watchdog, directory=crash) as watchdog:
+        if config.asynchronous is None:
+            from_root(comm, lambda: _check_resume(run_dir, resume))
         kept = kept or Kept()
         data, optimum = kept.data(comm, config.data), kept.optimum(comm, config)
         torch.manual_seed(config.seed)
@@ -74,14 +78,17 @@ def run_training(
             )
             return Result(*outcome)
         trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
-        directory = open_directory(comm, config, run_dir)
+        there = run_dir is not None and from_root(comm, lambda: os.path.isdir(run_dir))
+        if there:  # Nobody else may go on there from the checkpoint that is read next.
+            open_directory(comm, config, run_dir)
+        # Dropout must differ between ranks, and nothing before this may.
+        torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
+        resumed = _resume(comm, trainer, run_dir, resume, config, allow_changes)
+        directory = run_dir if there and run_dir is not None else open_directory(comm, config, run_dir)
         watchdog.directory = directory.absolute() / "crash"
         checkpointer = Checkpointer(
             directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
         )
-        # Dropout must differ between ranks, and nothing before this may.
-        torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
-        resumed = _resume(comm, trainer, checkpointer, resume, config, allow_changes)
         with agreed(comm):
             if comm.rank == 0:
                 describe_run(directory, config, surroundings)
@@ -115,31 +122,30 @@ def _saying_how_to_go_on(command: Command | None, directory: Path) -> Iterator[N
 def _resume(
     comm: Communicator,
     trainer: Trainer,
-    checkpointer: Checkpointer,
+    run_dir: Path | None,
     resume: str,
     config: RunConfig,
     allow_changes: bool,
 ) -> str:
     """Take up a checkpoint if there is one to take up, and return what to say of it. Collective.
 
+    Nothing is made on the disk, so that a run that cannot go on leaves nothing behind.
+
     Args:
+        run_dir: where the run is to write, which need not be there; None for a directory that is still to be made.
         config: what the checkpoint's configuration must agree with, unless changes are allowed.
     """
-    if resume == "never":
-        with agreed(comm):
-            if list_checkpoints(checkpointer.directory):
-                raise ConfigError(
-                    f"{checkpointer.directory} holds checkpoints, and --resume never does not write over them: "
-                    "use another --run-dir, or --resume auto to go on"
-                )
+    if resume == "never" or (resume == "auto" and run_dir is None):
         return ""
+    where = None if run_dir is None else run_dir.absolute() / "checkpoints"
     residual = config.checkpoint.reshape
     reshaper = None if residual == "refuse" else Reshaper(residual)
-    restored = checkpointer.restore("auto" if resume == "auto" else Path(resume), reshape=reshaper)
+    restored = restore(comm, where or Path(resume), "auto" if resume == "auto" else Path(resume), reshaper)
     if restored is None:
         return ""
     with agreed(comm):
-        _refuse_two_courses(checkpointer.directory, restored)
+        if where is not None:
+            _refuse_two_courses(where, restored)
         try:
             replicated, own = dict(restored.replicated), dict(restored.per_rank)
             if not allow_changes:
@@ -153,6 +159,19 @@ def _resume(
     if reshaper is not None and restored.ranks != comm.size:
         lines.append(reshaper.describe(restored.ranks, comm.size, comm))
     return "\n".join([*lines, *(f"skipped: {reason}" for reason in restored.skipped)])
+
+
+def _check_resume(run_dir: Path | None, resume: str) -> None:
+    """Raise what is wrong with --resume, as far as can be told before anything is read or made. For rank 0 alone."""
+    where = None if run_dir is None else run_dir.absolute() / "checkpoints"
+    if resume == "never":
+        if where is not None and list_checkpoints(where):
+            raise ConfigError(
+                f"{where} holds checkpoints, and --resume never does not write over them: "
+                "use another --run-dir, or --resume auto to go on"
+            )
+    elif resume != "auto":
+        find_checkpoints(resume)
 
 
 def _refuse_two_courses(directory: Path, restored: Restored) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from platform import node
 from typing import Any
 
 from mpisparse import errors
 from mpisparse.errors import ConfigError, MpiSparseError
-from mpisparse.runtime.runlog import last_line, replace_file
+from mpisparse.files import parse_json, parse_toml, read_text, replace_file
+from mpisparse.runtime.runlog import last_line, writes
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import complete, to_toml, to_tree
 from mpisparse.training.study import Study
@@ -41,13 +39,25 @@ class Failure:
     @property
     def exit_code(self) -> int:
         """Return the exit code that the exception stands for."""
-        kind: type[MpiSparseError] = getattr(errors, self.error, MpiSparseError)
-        return kind.exit_code
+        kind = getattr(errors, self.error, None)
+        return (
+            kind.exit_code if isinstance(kind, type) and issubclass(kind, MpiSparseError) else MpiSparseError.exit_code
+        )
 
     @property
     def text(self) -> str:
         """Return one short line."""
         return f"{self.error}{'' if self.step is None else f' at step {self.step}'}"
+
+
+def read_failure(text: str) -> Failure:
+    """Return what a failed.json says, or raise ValueError."""
+    fields = parse_json(text)
+    if not isinstance(fields, dict) or set(fields) != {"error", "message", "step"}:
+        raise ValueError(f"{_FAILED} does not say how a run failed")
+    if not isinstance(fields["error"], str) or not isinstance(fields["message"], str):
+        raise ValueError(f"{_FAILED} does not say how a run failed")
+    return Failure(**fields)
 
 
 def listing(study: Study, only: range | None = None) -> list[dict[str, Any]]:
@@ -93,13 +103,13 @@ def look_up(path: Path, config: RunConfig) -> dict[str, Any] | None:
     try:
         failure = _read(path / _FAILED)
         if failure is not None:
-            return asdict(Failure(**json.loads(failure)))
+            return asdict(read_failure(failure))
         text = _read(path / "config.toml")
-        if text is None or (text != to_toml(config) and complete(tomllib.loads(text)) != to_tree(config)):
+        if text is None or (text != to_toml(config) and complete(parse_toml(text)) != to_tree(config)):
             return None
         last = last_line(path / "metrics.jsonl")
-        return {} if last and json.loads(last).get("kind") == "end" else None
-    except (OSError, ValueError, TypeError) as error:
+        return {} if last and parse_json(last, constants=True).get("kind") == "end" else None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Remove it to have its run made again") from error
 
 
@@ -110,21 +120,23 @@ def write_failure(path: Path, error: MpiSparseError, *, at_a_step: bool) -> dict
         at_a_step: whether it was the step after the last one of the log that failed.
     """
     last = last_line(path / "metrics.jsonl")
-    step = (json.loads(last)["step"] if last else 0) + 1
+    step = (parse_json(last, constants=True)["step"] if last else 0) + 1
     failure = asdict(Failure(type(error).__name__, str(error), step if at_a_step else None))
-    path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _FAILED, lambda file: file.write(json.dumps(failure, indent=2) + "\n"))
+    with writes(path / _FAILED):
+        path.mkdir(parents=True, exist_ok=True)
+        replace_file(path / _FAILED, lambda file: file.write(json.dumps(failure, indent=2) + "\n"))
     return failure
 
 
 def forget_failure(path: Path) -> None:
     """Remove failed.json, if it is there: the run is made again."""
-    (path / _FAILED).unlink(missing_ok=True)
+    with writes(path / _FAILED):
+        (path / _FAILED).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         return None
 
@@ -133,9 +145,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file, which other jobs of the same sweep may be writing, too, unless it says this already."""
     if _read(path) == text:
         return
-    temporary = path.with_name(f".{path.name}.{node()}-{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, lambda file: file.write(text))
 
 
 def _other_study(directory: Path, known: str, ours: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mpisparse.checkpoint import Checkpointer, FileEntry, Manifest, Restored, checkpointer, list_checkpoints, verify
+from mpisparse.checkpoint.manifest import VERSION
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.local import run_ranks
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, RankMismatchError
@@ -221,7 +222,7 @@ def plant(path: Path) -> None:
     folder = path.parent
     manifest = json.loads((folder / "manifest.json").read_bytes())
     entries = tuple(FileEntry.of(folder / entry["name"]) for entry in manifest["files"])
-    content = Manifest(manifest["step"], manifest["ranks"], entries).to_bytes()
+    content = Manifest(manifest["step"], manifest["ranks"], entries, VERSION, save=manifest["save"]).to_bytes()
     (folder / "manifest.json").write_bytes(content)
 
 

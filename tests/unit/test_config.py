@@ -54,10 +54,7 @@ def path(tmp_path: Path) -> Path:
         ),
         ("training.batch=many", "training.batch: Input should be a valid integer, not 'many'"),
         ("training.batch='8'", "training.batch: Input should be a valid integer, not '8'"),
-        (
-            "schedule={name='steps',milestones=256}",
-            "schedule.milestones: Input should be a list, such as [256], not 256",
-        ),
+        ("schedule={name='steps',milestones=9}", "schedule.milestones: Input should be a list, such as [9], not 9"),
         ("training=3", "training: Input should be a table of keys, not 3"),
         ("model=4", "model: Input should be a table of keys, not 4"),
         ("training.objective='yes'", "training.objective: Input should be true or false, not 'yes'"),

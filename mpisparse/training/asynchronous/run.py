@@ -85,6 +85,11 @@ def run_asynchronous(
     return result
 
 
+def check_asynchronous(comm: Communicator, config: RunConfig, data: Split) -> None:
+    """Raise the MpiSparseError that `run_asynchronous` would, as far as the configuration and the data tell."""
+    _Run(comm, config, data)
+
+
 class _Run:
     """The course of a run: all updates, then what was seen of them, then what is written down."""
 
