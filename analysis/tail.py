@@ -208,7 +208,7 @@ def _wait_for(progress: Progress, console: Console, every: float, wait: float, s
     waited = 0.0
     while not progress.has_begun():
         what = "its log" if (progress.directory / "config.toml").exists() else "a run to begin there"
-        if waited >= wait:
+        if not waited < wait:
             raise ValueError(
                 f"{progress.directory}: waited {wait:g} s for {what}, and nothing came: give the directory of a run, "
                 "or a longer --wait"

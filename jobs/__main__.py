@@ -74,6 +74,8 @@ def submit(
     plans = _with_ranks(read_study(study, reduced=reduced, settings=settings), ranks)
     directory = (render_to or run_dir or (site.scratch or Path("runs")) / plans.name).absolute()
     numbers = plans.launch.ranks if plans.launch else []
+    if (file := next((place for place in (directory, *directory.parents) if place.is_file()), None)) is not None:
+        raise ConfigError(f"cannot write to the study's directory {directory}: {file} is a file, use another --run-dir")
     _refuse_while_queued(directory)
     batches = plan(plans, look_around(plans, directory, numbers, retry=retry))
     if not batches and numbers:

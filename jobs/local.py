@@ -42,6 +42,10 @@ def make_here(directory: Path, batches: Sequence[Batch], options: Sequence[str],
         raise ConfigError(
             f"the launcher {launcher!r} does not say where the number of ranks goes: write {MPIRUN!r} or so"
         )
+    try:
+        shlex.split(launcher)
+    except ValueError as error:
+        raise ConfigError(f"the launcher {launcher!r} is no command of a shell: {error}") from error
     runs = [(batch, run) for batch in batches for run in batch.runs]
     codes: list[int] = []
     with _Screen(len(runs)) as screen:
@@ -123,6 +127,7 @@ def _make(place: Path, index: int, command: list[str], options: Sequence[str]) -
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PATH": path}
             ).returncode
         except OSError as error:
+            state.write_text(f"ended {ConfigError.exit_code}\n", encoding="utf-8")
             raise ConfigError(f"cannot start {command[0]}: {error.strerror}. Give another --launcher") from error
         except KeyboardInterrupt:
             code = 130

@@ -120,6 +120,8 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
         _refuse_axis(key, axes, f"{path}: reduced.set")
         _put(tree, key, value, path)
     for setting in settings:
+        if "=" not in setting:
+            continue  # what is wrong with it is said where it is applied
         _refuse_axis(setting.partition("=")[0].strip(), axes, f"--set {setting!r}")
     combinations = _combinations(axes, path)
     varies = {key for key in combinations[0] if any(chosen[key] != combinations[0][key] for chosen in combinations)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from mpisparse.training.console import SweepConsole
 from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
-from mpisparse.training.sweepfiles import Failure, claim, forget_failure, look_up, table, write_failure
+from mpisparse.training.sweepfiles import Failure, chosen_runs, claim, forget_failure, look_up, table, write_failure
 from mpisparse.words import counted
 
 #: What a person has to put right, and what would meet the next run as well.
@@ -71,7 +70,7 @@ def run_sweep(
         ConfigError: `directory` belongs to another study, or `only` names no run.
         MpiSparseError: what a run raises on some ranks, or for want of configuration, data or launch.
     """
-    chosen = _chosen(study, only)
+    chosen = chosen_runs(study, only)
     require_same(comm, "the studies", table(study).splitlines())
     from_root(comm, lambda: claim(directory, study))
     states = from_root(comm, lambda: [look_up(directory / run.directory, run.config) for run in chosen])
@@ -131,16 +130,6 @@ def _make(
         found = Failure(**from_root(comm, lambda: write_failure(path, failure, at_a_step=diverged)))
     scope.free()
     return found
-
-
-def _chosen(study: Study, only: range | None) -> Sequence[Planned]:
-    if only is None:
-        return study.runs
-    if not only or only.start < 0 or only.stop > len(study.runs):
-        raise ConfigError(
-            f"runs {only.start} to {only.stop - 1} were asked for, and {study.name} has 0 to {len(study.runs) - 1}"
-        )
-    return study.runs[only.start : only.stop]
 
 
 def _opening(study: Study, directory: Path, chosen: int, tally: Tally, due: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mpisparse.files import parse_json, parse_toml, read_text, replace_file
 from mpisparse.runtime.runlog import last_line, writes
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import complete, to_toml, to_tree
-from mpisparse.training.study import Study
+from mpisparse.training.study import Planned, Study
 
 _FAILED = "failed.json"
 
@@ -60,9 +61,25 @@ def read_failure(text: str) -> Failure:
     return Failure(**fields)
 
 
+def chosen_runs(study: Study, only: range | None) -> Sequence[Planned]:
+    """Return the runs of a study with the indices `only`, all by default.
+
+    Raises:
+        ConfigError: it names a run that is not there, or none.
+    """
+    if only is None:
+        return study.runs
+    if not only or only.start < 0 or only.stop > len(study.runs):
+        raise ConfigError(
+            f"--only {only.start}:{only.stop} names no runs of {study.name}: give the first and one more than the "
+            f"last, between 0:1 and 0:{len(study.runs)}"
+        )
+    return study.runs[only.start : only.stop]
+
+
 def listing(study: Study, only: range | None = None) -> list[dict[str, Any]]:
     """Return the runs of a study as data: index, directory and settings of each."""
-    runs = study.runs if only is None else [run for run in study.runs if run.index in only]
+    runs = chosen_runs(study, only)
     return [{"index": run.index, "directory": run.directory, "settings": run.settings} for run in runs]
 
 

@@ -413,10 +413,21 @@ def test_a_launcher_has_to_take_the_number_of_ranks(tmp_path: Path, study: Study
     for launcher, message in (
         ("mpirun", "where the number of ranks goes"),
         ("no-such -n {ranks}", "cannot start no-such"),
+        ("'mpirun -n {ranks}", "is no command of a shell"),
     ):
         done = CliRunner().invoke(cli, [*words, "--launcher", launcher])
         assert isinstance(done.exception, ConfigError)
         assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--run-dir", "--render"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, study: Study, option: str, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    local = ["--local"] if option == "--run-dir" else []
+    done = CliRunner().invoke(cli, ["submit", str(tmp_path / "try.toml"), *local, option, str(tmp_path / place)])
+    assert isinstance(done.exception, ConfigError)
+    assert f"{tmp_path / 'file'} is a file" in str(done.exception)
 
 
 def test_the_scaling_study_is_what_the_readme_says() -> None:
