@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from mpisparse.collectives import DENSE_MEANS
 from mpisparse.errors import ConfigError
 from mpisparse.flat import FlatGradients, Layout
 from mpisparse.memory import Memory, NoMemory
+from mpisparse.names import plain_names
 from mpisparse.phases import Phases
 from mpisparse.preflight import NonFinite
 from mpisparse.sparsifiers import Sparsifier
@@ -135,13 +137,17 @@ def _refuse_wrapped(optimizer: Optimizer) -> None:
             )
 
 
-def check_closure(optimizer: Optimizer) -> None:
-    """Raise ConfigError for an optimizer that calls its closure again, as each gradient has to be averaged."""
-    if not isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError(
-            f"{type(optimizer).__name__}.step(closure) calls the closure more than once, and only the first gradient "
-            "is averaged over the ranks: use an optimizer with methods of its own, and synchronize() before each"
-        )
+def evaluates_closures(optimizer: Optimizer) -> bool:
+    """Return True when `step` decides when to evaluate a closure: LBFGS's, and any that is not torch's own."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return True
+    if str(getattr(optimizer.step, "__module__", "")).partition(".")[0] == "torch":
+        return False
+    try:
+        inspect.signature(optimizer.step).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def check_clip_norm(clip_norm: float | None) -> None:
@@ -187,3 +193,21 @@ def refuse_strangers(optimizer: Optimizer, flat: FlatGradients) -> None:
                     f"parameter {place} of group {number}, of shape {tuple(parameter.shape)}, has a gradient but "
                     "was frozen or absent when the optimizer was wrapped: wrap it again after unfreezing or adding"
                 )
+
+
+def refuse_replaced(model: nn.Module, flat: FlatGradients, absent: set[int]) -> None:
+    """Raise ConfigError where the model trains another parameter than the optimizer, which would train no more.
+
+    Args:
+        absent: numbers of slots that have no gradient.
+    """
+    names, known = plain_names(model), {id(slot.parameter) for slot in flat.slots}
+    now = {names[name]: parameter for name, parameter in model.named_parameters()}
+    for slot in (flat.slots[number] for number in sorted(absent)):
+        parameter = now.get(slot.name)
+        if parameter is not None and parameter.grad is not None and id(parameter) not in known:
+            raise ConfigError(
+                f"parameter {slot.name} of the model was replaced by another after the optimizer was wrapped, and the "
+                "optimizer would go on with the old one: convert and change the model first, then make the optimizer "
+                "and wrap it"
+            )

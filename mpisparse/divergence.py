@@ -74,7 +74,7 @@ class ReplicaCheck:
         #: What was found and mended so far.
         self.mended: list[Divergence] = []
         self._last = self._moves = 0
-        self._model, self._optimizer, self._comm, self._every, self._diverged = model, optimizer, comm, every, diverged
+        self.model, self._optimizer, self._comm, self._every, self._diverged = model, optimizer, comm, every, diverged
 
     def __repr__(self) -> str:
         return f"check_replicas={self._every}, diverged={self._diverged!r}"
@@ -102,7 +102,7 @@ class ReplicaCheck:
             self._check(step)
 
     def _check(self, step: int) -> None:
-        found = check_replicas(self._model, self._comm, optimizer=self._optimizer, diverged=self._diverged)
+        found = check_replicas(self.model, self._comm, optimizer=self._optimizer, diverged=self._diverged)
         if found is None:
             return
         self.mended.append(found)

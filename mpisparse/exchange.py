@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from mpisparse.collectives import Collective, DenseMean
 from mpisparse.errors import CheckpointError, MpiSparseError, NonFiniteError, WireError, alike
 from mpisparse.faults import Faults
 from mpisparse.flat import Bucket, FlatGradients
-from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
+from mpisparse.kernels.anywhere import Anywhere, copy_of, forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
 from mpisparse.names import fitted
@@ -150,9 +150,27 @@ class GradientExchange:
         size, numel = self.collective.comm.size, self.flat.buffer.numel()
         return Traffic(payload=0, received=0, dense=2 * (size - 1) * 4 * numel // size, count=0, numel=numel)
 
-    def compress(self, bucket: Bucket) -> Bytes:
-        """Return this rank's message of one of `sparse_buckets()`, and remember what it leaves out."""
-        return self._compress(bucket, self.sparsifier.at(self.step))
+    def compress(self, bucket: Bucket, gradient: Anywhere = None) -> Bytes:
+        """Return this rank's message of one of `sparse_buckets()`, and remember what it leaves out.
+
+        Args:
+            gradient: what to take for the bucket's part of the flat gradient, and to clear instead of it.
+        """
+        place = self.flat.vector[bucket.place] if gradient is None else gradient
+        return self._compress(bucket, self.sparsifier.at(self.step), place)
+
+    def remember(self, bucket: Bucket) -> Callable[[], None]:
+        """Return what puts the memory of a bucket back to what it is now, as if nothing had been compressed since."""
+        kept = [(vector[bucket.place], copy_of(vector[bucket.place])) for vector in self.kept.vectors().values()]
+        tracked, squares = self.tracked[bucket.index].state_dict(), self._squares
+
+        def restore() -> None:
+            for vector, values in kept:
+                vector[:] = values
+            self.tracked[bucket.index].load_state_dict(tracked)
+            self._squares = squares
+
+        return restore
 
     def _compress_all(self, buckets: list[Bucket]) -> tuple[list[Bytes], MpiSparseError | None]:
         """Return this rank's messages, or why it has none: the others, on their way to the exchange, must hear."""
@@ -161,11 +179,11 @@ class GradientExchange:
         except MpiSparseError as error:
             return [np.empty(0, np.uint8) for _ in buckets], error
 
-    def _compress(self, bucket: Bucket, rule: Sparsifier) -> Bytes:
+    def _compress(self, bucket: Bucket, rule: Sparsifier, gradient: Anywhere) -> Bytes:
         """Return this rank's message of one bucket, and remember what it leaves out."""
         rank = self.collective.comm.rank
         with self.phases("sparsify"):
-            source = self.kept.source(self.flat.vector[bucket.place], bucket.place)
+            source = self.kept.source(gradient, bucket.place)
             before = source.square() if self.gauge else 0.0
             generator = random.generator(self.seed, rank, self.step, bucket.index)
             selected = rule.choose(source, generator, self.tracked[bucket.index])

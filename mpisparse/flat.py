@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
 from mpisparse.arguments import is_number, is_one_of, require_flag, short
-from mpisparse.errors import ConfigError, MpiSparseError
+from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, alike
 from mpisparse.kernels.anywhere import Anywhere, first_bad_entry, forgotten, see
 
 #: Entries whose squares are added up at a time.
@@ -131,6 +132,7 @@ class FlatGradients:
         #: What each gradient looked like when backward had finished it, and the buffer's version at the last of these.
         self._marks: dict[int, tuple[int, int] | None] = {}
         self._version = 0
+        self._awaits_end = False
         hooks = [s.parameter.register_post_accumulate_grad_hook(weakly(self._finished)) for s in self.slots]  # type: ignore[no-untyped-call]
         #: Takes the hooks off the parameters; called when nobody uses this any more, at the latest.
         self.release = weakref.finalize(self, _remove, hooks)
@@ -182,9 +184,9 @@ class FlatGradients:
         for slot in self.slots:
             slot.parameter.grad = None
 
-    def versions(self) -> list[int]:
-        """Return a number for each parameter that grows when it is changed in place."""
-        return [slot.parameter._version for slot in self.slots]
+    def versions(self) -> list[tuple[int, int]]:
+        """Return for each parameter what changes when it is changed in place, or gets other memory."""
+        return [(slot.parameter.data_ptr(), slot.parameter._version) for slot in self.slots]
 
     def where(self, index: int) -> str:
         """Return the name of the parameter that holds entry `index` of the buffer."""
@@ -203,6 +205,8 @@ class FlatGradients:
         present = self.collect()
         pieces = [self.vector[start : start + _PIECE] for start in range(0, self.buffer.numel(), _PIECE)]
         norm = math.sqrt(sum(forgotten(piece).square() for piece in pieces))
+        if not math.isfinite(norm):
+            raise alike(NonFiniteError(f"the norm of the mean gradient is {norm}: look at what changed the mean"))
         # As torch.nn.utils.clip_grad_norm_ has it.
         factor = most / (norm + 1e-6)
         if factor < 1.0:
@@ -224,9 +228,16 @@ class FlatGradients:
         moved = any(now[number] != mark for number, mark in self._marks.items() if cleared or now[number] is not None)
         return moved or self.buffer._version != self._version
 
+    def holds_unaveraged(self) -> bool:
+        """Return True when autograd has finished, or the user has put there, a gradient that no exchange averaged."""
+        return self.fresh or any(
+            slot.parameter.grad is not None and self._can_alias(slot) and not self._shows(slot, slot.parameter.grad)
+            for slot in self.slots
+        )
+
     def forget(self) -> None:
         """Begin a step: no backward pass has finished a gradient in it."""
-        self.fresh = False
+        self.fresh = self._awaits_end = False
         self._marks = {}
 
     def _mark(self, number: int) -> tuple[int, int] | None:
@@ -245,12 +256,22 @@ class FlatGradients:
         slot = self._slot_of[id(parameter)]
         self.fresh = True
         if self._can_alias(slot) or self.on_final is not None:
-            self._adopt(slot)
+            self._adopt(slot, final=False)
         number = self._numbers[id(parameter)]
         if self.on_final is not None:
             self.on_final(number)
         self._marks[number] = self._mark(number)
         self._version = self.buffer._version
+        if not self._awaits_end:
+            # Hooks of users that come after this one are part of backward, too.
+            self._awaits_end = True
+            Variable._execution_engine.queue_callback(self._backward_ended)
+
+    def _backward_ended(self) -> None:
+        self._awaits_end = False
+        if self.on_final is None:
+            self._marks = {number: self._mark(number) for number in self._marks}
+            self._version = self.buffer._version
 
     def _view(self, slot: Slot) -> Tensor:
         """Return a new alias of a slot's part of the buffer, in the parameter's shape."""
@@ -275,8 +296,12 @@ class FlatGradients:
             and _same_order(slot.shape, grad.stride(), slot.strides)
         )
 
-    def _adopt(self, slot: Slot) -> None:
-        """Copy a gradient that autograd or the user made elsewhere into its slot; make it an alias where it can be."""
+    def _adopt(self, slot: Slot, final: bool = True) -> None:
+        """Copy a gradient that autograd or the user made elsewhere into its slot; make it an alias where it can be.
+
+        Args:
+            final: whether backward is over. Before, one that can be differentiated once more stays what the user sees.
+        """
         parameter = slot.parameter
         grad = parameter.grad
         if grad is None:
@@ -290,9 +315,14 @@ class FlatGradients:
                 f"the gradient of {slot.name} has shape {tuple(grad.shape)}, and the parameter had "
                 f"{tuple(slot.shape)} when the optimizer was wrapped: wrap it again after changing a parameter's shape"
             )
+        if grad.is_meta:
+            raise MpiSparseError(
+                f"the gradient of {slot.name} is on the meta device and has no values: move the model to a device that "
+                "holds them"
+            )
         view = self._view(slot)
         view.copy_(grad)
-        if self._can_alias(slot):
+        if self._can_alias(slot) and (final or not grad.requires_grad):
             parameter.grad = view
 
 

@@ -22,18 +22,19 @@ from mpisparse.collectives import DENSE_MEANS, Allgatherv
 from mpisparse.combinations import (
     check_anything_sparse,
     check_clip_norm,
-    check_closure,
     check_kinds,
     check_options,
     check_resparsify,
     check_samples,
+    evaluates_closures,
+    refuse_replaced,
     refuse_strangers,
     wrong_groups,
 )
 from mpisparse.comm import Communicator, agreed, require_communicator, world
 from mpisparse.comparable import comparable
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
-from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
+from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
 from mpisparse.flat import FlatGradients, Layout, weakly
@@ -44,6 +45,7 @@ from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
 from mpisparse.rehearsal import rehearse_together
 from mpisparse.replicas import make_replicas, options_of
 from mpisparse.sparsifiers import Dense, Sparsifier
+from mpisparse.tensors import bits_of
 from mpisparse.wire import Wire
 from mpisparse.words import counted
 
@@ -52,6 +54,10 @@ STATE_KEY = "mpisparse"
 
 #: What holds communicators and buffers, and goes when the optimizer is closed.
 _HELD = ("comm", "flat", "exchange", "_early", "_replicas")
+
+
+class _Skipped(Exception):  # noqa: N818 - nothing is wrong: all ranks leave a step that none of them takes
+    """Raised through a step that evaluates closures, when its gradient holds NaN or infinity on some rank."""
 
 
 class DistributedOptimizer(Optimizer):
@@ -173,7 +179,9 @@ class DistributedOptimizer(Optimizer):
         self.grad_norm = math.nan
         self._clip_norm = clip_norm
         self._share = 1.0
+        self._absent: set[int] = set()
         self._told_of_change = False
+        self._evaluates_closures = evaluates_closures(optimizer)
         self._stop_requested = False
         self._nonfinite = nonfinite
         self._synchronized = False
@@ -253,10 +261,23 @@ class DistributedOptimizer(Optimizer):
         require_callable("closure", closure, "a function, and samples by name, step(samples=...)")
         if self._accumulating:
             raise MpiSparseError("step() inside no_sync(): leave the block first, its gradients are still adding up")
+        if closure is not None and self._evaluates_closures:
+            return self._step_by_closure(closure, samples)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            raise ConfigError("LBFGS evaluates the loss several times a step: give step() a closure that does so")
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+        self._exchange_for_step(samples)
+        with self.phases("apply"):
+            if not self._skip:
+                self.optimizer.step()
+        self._end_step()
+        return result
+
+    def _exchange_for_step(self, samples: int | None) -> None:
+        """Exchange the gradients unless `synchronize` did, and clip their mean."""
         # GradScaler sets these two around its call.
         scale, scaled = getattr(self, "grad_scale", None), hasattr(self, "found_inf")
         if scaled:
@@ -272,25 +293,57 @@ class DistributedOptimizer(Optimizer):
                 "gradients changed after synchronize(), and the change was not averaged: call step() before the next "
                 "backward(), or zero_grad() of this optimizer"
             )
-        with self.phases("apply"):
-            if not self._skip:
-                self._apply(closure, result)
+        self._clip()
+
+    def _clip(self) -> None:
+        if self._clip_norm is not None and not self._skip:
+            with self.phases("apply"):
+                self.grad_norm = self.flat.clip(self._clip_norm)
+
+    def _step_by_closure(self, closure: Callable[[], Any], samples: int | None) -> Any:
+        """Let the wrapped optimizer evaluate the closure when it likes, and exchange the gradient each time.
+
+        It gets the mean loss, as LBFGS decides by it how to go on. Gradients that were there before, as SAM climbs by,
+        are averaged first.
+        """
+        results: list[Any] = []
+
+        def evaluate() -> Any:
+            with torch.enable_grad():
+                results.append(closure())
+            with torch.no_grad():
+                self._synchronized = False
+                self._synchronize(samples, self._nonfinite)
+                if self._skip:
+                    raise _Skipped
+                self._clip()
+                return self._mean(results[-1])
+
+        if self._synchronized or self.flat.holds_unaveraged():
+            self._exchange_for_step(samples)
+        before = self.flat.versions()
+        try:
+            with self.phases("apply"):
+                if not self._skip:
+                    self.optimizer.step(evaluate)
+        except _Skipped:
+            if self.flat.versions() != before:
+                raise alike(
+                    NonFiniteError(
+                        f"the gradient of evaluation {len(results)} in step() holds NaN or infinity on "
+                        f"{self.skipped_because}, and parameters had moved already: go on from a checkpoint"
+                    )
+                ) from None
+        self._end_step()
+        return results[0] if results else None
+
+    def _end_step(self) -> None:
         if self._faults is not None:
             self._faults.parameters(self.exchange.step - 1, [(slot.name, slot.parameter) for slot in self.flat.slots])
         if not self._skip:
             with self.phases("agree"):
                 self._replicas.step_ended(self.exchange.step)
         self._applied()
-        return result
-
-    def _apply(self, closure: Callable[[], Any] | None, result: Any) -> None:
-        """Step the wrapped optimizer on the mean gradient, clipped if that was asked for."""
-        if self._clip_norm is not None:
-            self.grad_norm = self.flat.clip(self._clip_norm)
-        if closure is None:
-            self.optimizer.step()
-        else:
-            self.optimizer.step(self._averaged(closure, result))
 
     def _applied(self) -> None:
         """Note that the mean gradient was used."""
@@ -299,33 +352,17 @@ class DistributedOptimizer(Optimizer):
         self._early.step_ended()
         self._watch()
 
-    def _averaged(self, closure: Callable[[], Any], result: Any) -> Callable[[], Any]:
-        """Return what the wrapped optimizer may call: first the loss that is there, then, for LBFGS, further ones.
-
-        LBFGS decides by the loss how to go on, so all ranks give it their mean.
-        """
-        several = isinstance(self.optimizer, torch.optim.LBFGS)
-        losses = [result]
-
-        def call() -> Any:
-            if not losses:
-                check_closure(self.optimizer)
-                with torch.enable_grad():
-                    losses.append(closure())
-                with torch.no_grad():
-                    self._synchronize(None, "raise")
-                    if self._clip_norm is not None:
-                        self.flat.clip(self._clip_norm)
-            loss = losses.pop()
-            return self._mean(loss) if several else loss
-
-        return call
-
-    def _mean(self, loss: Any) -> float:
-        """Return the mean of a loss over the ranks, the same bits on all. Collective."""
-        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        mine = np.array([value * self._share / self.comm.size])
-        return math.fsum(np.frombuffer(b"".join(self.comm.allgather_bytes(mine.tobytes()))))
+    def _mean(self, loss: Any) -> Any:
+        """Return the mean of a loss over the ranks, the same bits on all, or what is no number as it is. Collective."""
+        number = isinstance(loss, int | float) or (isinstance(loss, Tensor) and loss.numel() == 1)
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss) if number else math.nan
+        # A rank without samples may have a loss of NaN.
+        mine = np.array([float(number), value * self._share / self.comm.size if self._share else 0.0])
+        reports = np.frombuffer(b"".join(self.comm.allgather_bytes(mine.tobytes()))).reshape(-1, 2)
+        if self.comm.size == 1 or not reports[:, 0].all():
+            return loss
+        mean = math.fsum(reports[:, 1])
+        return torch.full_like(loss.detach(), mean) if isinstance(loss, Tensor) else mean
 
     def request_stop(self) -> None:
         """Have all ranks know, when the next step has ended, that the job is to end: `stopping` is True then.
@@ -370,6 +407,7 @@ class DistributedOptimizer(Optimizer):
         with self.phases("compute"):
             present = self.flat.collect(sender.sent_slots())
             refuse_strangers(self.optimizer, self.flat)
+            self._look_at_absent(present)
             if self._faults is not None:
                 self._faults.gradient(self.exchange.step, self.flat.buffer)
             if scale is not None:
@@ -379,6 +417,9 @@ class DistributedOptimizer(Optimizer):
         computed = perf_counter_ns()
         clearance = self._clear(present, early.samples(samples), nonfinite, news)
         early.reconsider(clearance.news)
+        if overlaps and (clearance.skip or News.RECALLED in clearance.news):
+            sender.take_back()
+            overlaps = False
         self.stopping = News.STOP in clearance.news
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
         self._share = clearance.share
@@ -391,6 +432,13 @@ class DistributedOptimizer(Optimizer):
             self._average(clearance, overlaps, unscaled=scale is None)
         self.hidden_seconds = sender.seconds_before(computed)
         early.exchanged(overlaps, had_messages)
+
+    def _look_at_absent(self, present: NDArray[np.bool_]) -> None:
+        """Look whether parameters that have no gradient, as none was missing before, are in the model still."""
+        absent = set() if present.all() else set(np.flatnonzero(~present).tolist())
+        if absent - self._absent:
+            refuse_replaced(self._replicas.model, self.flat, absent - self._absent)
+        self._absent = absent
 
     def _look_at(self, news: News) -> None:
         """Act on what a rank did with gradients or parameters of its own. Collective where parameters moved."""
@@ -436,7 +484,8 @@ class DistributedOptimizer(Optimizer):
             news |= News.MOVED
         with self.phases("agree"):
             # What left early was looked at before.
-            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))
+            looked_at = News.OVERLAPS in news and News.RECALLED not in news
+            bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if looked_at else 0, None))
             try:
                 clearance = clear_for_exchange(
                     self.comm,
@@ -556,9 +605,15 @@ class DistributedOptimizer(Optimizer):
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            before, own = self.flat.versions(), self.flat.fresh or self._skip
+            # Once closed, nothing here is concerned.
+            if self._closed:
+                return method(*args, **kwargs)
+            own = self._skip or (not self._synchronized and self.flat.holds_unaveraged())
+            looks = own or self._synchronized
+            before, bits = self.flat.versions(), self._bits() if looks else []
             result = method(*args, **kwargs)
-            if self.flat.versions() == before:
+            # What is changed through `.data`, or by a fused kernel, counts no version.
+            if self.flat.versions() == before and (not looks or self._bits() == bits):
                 return result
             if own and self.comm.size > 1:
                 raise MpiSparseError(
@@ -571,6 +626,9 @@ class DistributedOptimizer(Optimizer):
             return result
 
         return call
+
+    def _bits(self) -> list[int]:
+        return [bits_of(slot.parameter) for slot in self.flat.slots]
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be copied or pickled: a copy would share the communicators, and feed on the same gradients."""

@@ -29,7 +29,8 @@ class News(IntFlag):
     UNANNOUNCED: samples are counted, and were not announced before backward. RECOUNTED: they were announced otherwise.
     CHANGED: gradients were changed between backward and the exchange. REPEATED: several backward passes added up.
     STOP: the job is to end after this step. DISCARDED: a backward pass was thrown away. MOVED: parameters were changed
-    between the last step and this one.
+    between the last step and this one. RECALLABLE: what this rank sent early can be taken back. RECALLED: it is to be,
+    on all ranks.
     """
 
     OVERLAPS = 1
@@ -41,6 +42,8 @@ class News(IntFlag):
     STOP = 64
     DISCARDED = 128
     MOVED = 256
+    RECALLABLE = 512
+    RECALLED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ def clear_for_exchange(
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)
     told = News(int(np.bitwise_or.reduce(reports[:, _NEWS])))
-    _refuse_contradictions(reports[:, _NEWS], told, reports[:, _SAMPLES])
+    told |= _look_for_contradictions(reports[:, _NEWS], told, reports[:, _SAMPLES])
     bad = reports[:, _BAD_ENTRY]
     if (bad != _NONE).any() and nonfinite == "raise":
         raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step, told)))
@@ -119,8 +122,8 @@ def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
     return _share(comm, reports[:, 1])
 
 
-def _refuse_contradictions(everyone: NDArray[np.int64], told: News, samples: NDArray[np.int64]) -> None:
-    """Raise, on all ranks, if what was sent ahead is not what this step was to send."""
+def _look_for_contradictions(everyone: NDArray[np.int64], told: News, samples: NDArray[np.int64]) -> News:
+    """Return RECALLED if what was sent ahead is not what was to be sent; raise, on all ranks, if it cannot be."""
     overlaps = (everyone & News.OVERLAPS) != 0
     if overlaps.any() != overlaps.all():
         raise alike(
@@ -131,8 +134,10 @@ def _refuse_contradictions(everyone: NDArray[np.int64], told: News, samples: NDA
         )
     if News.RECOUNTED in told:
         raise alike(ConfigError("expect(samples=) and step(samples=) differ on some rank: give the same count twice"))
-    if not overlaps.any():
-        return
+    if not overlaps.any() or News.RECALLED in told:
+        return News(0)
+    if News.RECALLABLE in told:
+        return News.RECALLED if News.UNANNOUNCED in told and (samples != samples[0]).any() else News(0)
     if News.UNANNOUNCED in told and (samples != samples[0]).any():
         raise alike(
             ConfigError(
@@ -147,6 +152,7 @@ def _refuse_contradictions(everyone: NDArray[np.int64], told: News, samples: NDA
                 'change the mean, between synchronize() and step(), or use overlap="off"'
             )
         )
+    return News(0)
 
 
 def _require_same_step(steps: NDArray[np.int64]) -> None:
@@ -161,7 +167,7 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
     found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
-    if News.OVERLAPS in told:
+    if News.OVERLAPS in told and News.RECALLABLE not in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "
             "checkpoint. Look at that rank's loss and data, or lower the learning rate"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import mpisparse as ms
 from mpisparse.collectives import Flight
 from mpisparse.comm import Communicator
-from tests.laws import RULES, Net, everyone, kept_vectors, parameters, set_gradients, train, wrap
+from tests.laws import RULES, TRACKED, Net, everyone, kept_vectors, parameters, set_gradients, train, wrap
 
 LAYOUTS = (
     ms.Layout(granularity="tensor", bucket_mib=1e-6),  # a tensor a group
@@ -27,6 +27,7 @@ LAYOUTS = (
     ms.Layout(),
 )
 FINE = LAYOUTS[0]
+CORRECTION = ms.MomentumCorrection(momentum=0.5)
 
 
 class Deep(nn.Module):
@@ -443,9 +444,179 @@ def law_overlap_trial_gives_up_on_programs_that_would_fail(comm: Communicator) -
             optimizer.zero_grad()
             program(model, optimizer)
             assert not optimizer._early.choice.overlaps
-        said = [line for line in said if line.startswith("overlap")]
-        assert len(said) == (comm.rank == 0)
-        assert all(line.startswith("overlap: off, ") and words in line for line in said)
+        decided = [line for line in said if line.startswith("overlap: ")]
+        assert len(decided) == (comm.rank == 0)
+        assert all(line.startswith("overlap: off, ") and words in line for line in decided)
+        # That each rank changed its own gradient is said whatever overlap does.
+        others = [line for line in said if line not in decided]
+        assert len(others) == (comm.rank == 0 and program is clip)
+        assert all(line.startswith("gradients were changed between backward() and the exchange") for line in others)
+
+
+Program = Callable[[nn.Module, ms.DistributedOptimizer, Tensor, bool], bool]
+
+
+def loss_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    loss: Tensor = model(inputs).square().mean()
+    return loss
+
+
+def throw_away(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    return not odd
+
+
+def throw_away_by_the_model(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    for set_to_none in (True, False) if odd else ():
+        loss_of(model, inputs + 1).backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none)
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    return True
+
+
+def add_up(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    loss = loss_of(model, inputs)
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    if odd:
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_of(model, inputs / 2).backward()  # type: ignore[no-untyped-call]
+    return True
+
+
+def add_up_the_wrong_way_round(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    if odd:
+        with optimizer.no_sync():
+            loss_of(model, inputs / 2).backward()  # type: ignore[no-untyped-call]
+    return True
+
+
+def change(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    if odd:
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        next(iter(model.parameters())).grad = None
+    return True
+
+
+def penalise(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    if odd:
+        gradients = torch.autograd.grad(loss_of(model, inputs), list(model.parameters()), create_graph=True)
+        torch.stack([gradient.square().sum() for gradient in gradients]).sum().backward()  # type: ignore[no-untyped-call]
+    return True
+
+
+def fail(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    def broken(gradient: Tensor) -> None:
+        raise ArithmeticError("a part of the loss")
+
+    if odd:
+        hook = next(iter(model.parameters())).register_hook(broken)  # type: ignore[no-untyped-call]
+        with pytest.raises(ArithmeticError):
+            loss_of(model, inputs + 1).backward()  # type: ignore[no-untyped-call]
+        hook.remove()
+        optimizer.zero_grad()
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    return True
+
+
+def freeze(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    parameter = list(model.parameters())[2]
+    parameter.requires_grad_(not odd)
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    parameter.requires_grad_(True)
+    return True
+
+
+def look_and_save(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor, odd: bool) -> bool:
+    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+    if odd:
+        assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+        optimizer.load_state_dict(optimizer.state_dict())
+    return True
+
+
+def law_overlap_auto_takes_back_what_left(comm: Communicator) -> None:
+    """Whatever a program does to gradients on their way, on all ranks or on one, "auto" ends as without overlap."""
+    again = (add_up, add_up_the_wrong_way_round, penalise)
+    programs: tuple[Program, ...] = (throw_away, throw_away_by_the_model, *again, change, fail, freeze, look_and_save)
+    rules = itertools.cycle([(ms.TopK(density=0.2), None), (TRACKED, CORRECTION), (ms.GSpar(density=0.5), None)])
+    for program, everybody in itertools.product(programs, (True, False)):
+        rule, memory = next(rules)
+        found = []
+        for overlap in ("off", "auto"):
+            model, said, early = Deep(), list[str](), 0
+            optimizer = wrap(comm, model, rule, memory=memory, layout=FINE, overlap=overlap, say=said.append)
+            for step in range(10):
+                # Step 7 is one of those in which the trial overlaps.
+                odd = step == 7 and (everybody or comm.rank == comm.size - 1)
+                generator = torch.Generator().manual_seed(100 * step + comm.rank)
+                optimizer.zero_grad()
+                steps = program(model, optimizer, torch.randn(3, 8, generator=generator), odd)
+                early += begun(optimizer)
+                if not steps:  # the next batch instead, of which nothing is thrown away
+                    optimizer.zero_grad()
+                    loss_of(model, torch.randn(3, 8, generator=generator)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            assert (early > 2) == (overlap == "auto" and comm.size > 1)
+            kept = kept_vectors(optimizer)
+            found.append([parameters(model), *(kept[name].copy() for name in sorted(kept))])
+            decided = [line for line in said if line.startswith("overlap: off, as ")]
+            taken_back = overlap == "auto" and comm.size > 1 and program is not freeze
+            assert len(decided) == (taken_back and comm.rank == 0), (program, everybody, said)
+        for off, auto in zip(*found, strict=True):
+            np.testing.assert_array_equal(auto, off, err_msg=f"{program.__name__} {everybody} {rule}")
+
+
+def law_overlap_auto_takes_back_samples_and_bad_gradients(comm: Communicator) -> None:
+    """Counts that come late, scaled gradients and NaN end as without overlap, too; and the program can go on."""
+    if comm.size == 1:
+        return
+
+    def late(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor) -> None:
+        loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(samples=1 + comm.rank)
+
+    def twice(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor) -> None:
+        optimizer.expect(samples=2)
+        if comm.rank == 0:
+            loss_of(model, inputs + 1).backward()  # type: ignore[no-untyped-call]
+            optimizer.zero_grad()
+            optimizer.expect(samples=5)
+        loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def scaled(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        scaler.scale(loss_of(model, inputs)).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+
+    def bad(model: nn.Module, optimizer: ms.DistributedOptimizer, inputs: Tensor) -> None:
+        loss_of(model, inputs * (float("nan") if comm.rank == 1 else 1.0)).backward()  # type: ignore[no-untyped-call]
+        with pytest.raises(ms.NonFiniteError, match=r"rank 1 in .*Nothing was sent"):
+            optimizer.step()
+        optimizer.zero_grad()
+        loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    for program in (late, twice, scaled, bad):
+        found = []
+        for overlap in ("off", "auto"):
+            model = Deep()
+            optimizer = wrap(comm, model, ms.TopK(density=0.2), layout=FINE, overlap=overlap)
+            for step in range(10):
+                inputs = torch.randn(3, 8, generator=torch.Generator().manual_seed(100 * step + comm.rank))
+                optimizer.zero_grad()
+                if step == 7:
+                    program(model, optimizer, inputs)
+                else:
+                    loss_of(model, inputs).backward()  # type: ignore[no-untyped-call]
+                    assert begun(optimizer) == (overlap == "auto" and step in (4, 5))
+                    optimizer.step()
+            found.append((parameters(model), kept_vectors(optimizer)["residual"].copy()))
+        for off, auto in zip(*found, strict=True):
+            np.testing.assert_array_equal(auto, off, err_msg=program.__name__)
 
 
 def law_overlap_refuses_what_it_cannot_take_back(comm: Communicator) -> None:

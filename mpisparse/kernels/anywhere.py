@@ -30,6 +30,11 @@ def zeros(numel: int, like: Anywhere) -> Anywhere:
     return np.zeros(numel, np.float32)
 
 
+def copy_of(vector: Anywhere) -> Anywhere:
+    """Return a copy that lies where `vector` does."""
+    return vector.clone() if isinstance(vector, Tensor) else vector.copy()
+
+
 def forgotten(gradient: Anywhere) -> Source:
     """Return the gradient as a source, of which nothing is kept."""
     return device.DeviceForgotten(gradient) if isinstance(gradient, Tensor) else source.Forgotten(gradient)

@@ -21,6 +21,7 @@ _REASONS = {
     News.REPEATED: "as backward passes add up outside no_sync()",
     News.DISCARDED: "as backward passes are thrown away",
     News.UNANNOUNCED: "as samples= come after backward(): announce them before it, with expect(samples=)",
+    News.RECALLED: "as messages that had left were taken back",
 }
 
 
@@ -45,7 +46,7 @@ class Early:
             say: takes the line that tells what "auto" chose; standard error if there is none.
         """
         self.exchange = exchange
-        self.sender = Sender(exchange, None, limit, recoverable=mode == "auto")
+        self.sender = Sender(exchange, None, limit, recallable=mode == "auto")
         self.choice = Choice(mode, comm, say)
         self._comm = comm
         #: How many samples `expect` announced; empty when it was not called in this step.
@@ -67,10 +68,13 @@ class Early:
 
     def expect(self, samples: int | None) -> None:
         """Take in how many samples stand behind this step's gradient, and agree on their weight if it overlaps."""
-        if self.sender.has_begun:
+        if self.sender.has_begun and not self.sender.recallable:
             raise MpiSparseError("expect() after messages were sent: call it before the last backward() of a step")
+        if self.sender.active and self.sender.recallable and (self.sender.has_begun or self._expected):
+            # A batch was thrown away, perhaps on this rank alone: the others are not here to agree once more.
+            self.sender.recall()
         self._expected = [samples]
-        if self.sender.active:
+        if self.sender.active and not self.sender.recalled:
             with self.exchange.phases("agree"):
                 self.sender.share = share_ahead(self._comm, self.exchange.step, samples)
 
@@ -84,21 +88,28 @@ class Early:
         Args:
             given: samples, as given with the exchange.
         """
+        active, sender = self.sender.active, self.sender
+        changed = self.exchange.flat.changed(cleared=active)
+        if active and sender.recallable and changed:
+            sender.recall()
         found = {
-            News.OVERLAPS: self.sender.active,
+            News.OVERLAPS: active,
             News.UNANNOUNCED: given is not None and not self._expected,
             News.RECOUNTED: given is not None and self._expected not in ([], [given]),
-            News.CHANGED: self.exchange.flat.changed(cleared=self.sender.active),
-            News.REPEATED: self.sender.repeated,
+            News.CHANGED: changed,
+            News.REPEATED: sender.repeated,
             News.DISCARDED: self._discarded,
+            News.RECALLABLE: active and sender.recallable,
+            News.RECALLED: sender.recalled,
         }
         return News(sum(news for news, true in found.items() if true))
 
     def reconsider(self, news: News) -> None:
         """Stop trying where a program does what fails with overlap. Every rank brings the same news, of all ranks."""
         for word, reason in _REASONS.items():
-            if word in news and not self.choice.settled:
+            if word in news and (not self.choice.settled or News.RECALLED in news):
                 self.choice.settle(False, reason)
+                return
 
     def exchanged(self, overlaps: bool, had_messages: bool) -> None:
         """Note that a step's exchange is over, one way or another, and be ready for the next step."""
@@ -120,7 +131,9 @@ class Early:
         Args:
             exchanged: whether this step's exchange is over already.
         """
-        if self._overlapped if exchanged else self.sender.active:
+        if self.sender.active and self.sender.recallable and not exchanged:
+            self.sender.recall()
+        elif self._overlapped if exchanged else self.sender.active:
             raise ConfigError(
                 "a GradScaler skips steps that overflow, and messages that left during backward() cannot be taken "
                 'back: use overlap="off" with it'
@@ -129,27 +142,22 @@ class Early:
             self.choice.settle(False, "as a GradScaler skips steps, and messages on their way cannot be taken back")
 
     def discard(self) -> None:
-        """Throw away what backward made since the last exchange, messages that left included, where that can be done.
-
-        Collective where messages have left, which "auto" takes back: the ranks have to throw away alike.
+        """Throw away what backward made since the last exchange; with "auto" messages that left are taken back.
 
         Raises:
             MpiSparseError: messages are on their way with overlap="on". Nothing changes then.
         """
         self.sender.refuse_if_broken()
-        if self.sender.has_begun and self.sender.recoverable:
-            self.sender.take_back()
-            self.sender.start_afresh()
-            self.choice.settle(False, _REASONS[News.DISCARDED])
-            self.sender.wanted = False
         self.refuse_while_in_the_air("zero_grad()")
         self._discarded = self._discarded or self.exchange.flat.fresh
-        self.sender.start_afresh()
+        self.sender.throw_away()
         self.exchange.flat.forget()
 
     def refuse_while_in_the_air(self, what: str) -> None:
-        """Raise MpiSparseError between the first message of a step and its exchange."""
-        if self.sender.has_begun and not self.sender.broken:
+        """Raise MpiSparseError between the first message of a step and its exchange, if it cannot be taken back."""
+        if self.sender.has_begun and self.sender.recallable:
+            self.sender.recall()
+        elif self.sender.has_begun and not self.sender.broken:
             raise MpiSparseError(
                 f"{what} after backward(), whose messages are on their way to the other ranks, and memories count them "
                 "as sent: call step() first. Backward passes that no step follows belong in no_sync()"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mpisparse.collectives import Flight, Flights
 from mpisparse.collectives.base import Bytes
 from mpisparse.errors import MpiSparseError
 from mpisparse.exchange import GradientExchange
 from mpisparse.flat import Bucket
+from mpisparse.kernels.anywhere import see
 
 
 class Sender:
@@ -19,24 +20,26 @@ class Sender:
     - Groups leave in one order on all ranks, last layers first: one that is complete waits for those before it.
     - A gradient that was sent cannot be taken back: the memory counts it as sent. So a backward pass that adds to one
       is an error, in that backward; and after an error the exchange is `broken`.
+    - Where it is `recallable`, it can, at the cost of copies: gradients stay as they are, and memories are put back.
+      All ranks learn of it in the exchange, wait for what has left, and send everything anew.
     - An MpiSparseError on the way is kept until the ranks meet, as the others wait for this rank's messages.
     - Unless `active`, nothing is sent, and the sender only watches.
     """
 
     def __init__(
-        self, exchange: GradientExchange, flights: Flights | None, limit: int, *, recoverable: bool = False
+        self, exchange: GradientExchange, flights: Flights | None, limit: int, *, recallable: bool = False
     ) -> None:
         """Watch the gradients of `exchange`.
 
         Args:
             flights: how messages travel; None if they never do so early.
             limit: entries of a group.
-            recoverable: copy the memory before the first message of a step leaves, so that `take_back` can put it back.
+            recallable: whether messages may be taken back after they left.
         """
-        self.recoverable = recoverable
         self.exchange = exchange
         self.flat = exchange.flat
         self.flights = flights
+        self.recallable = recallable
         self.wanted = False
         self.broken = False
         #: This rank's weight in the mean over samples, as all ranks agreed before backward.
@@ -53,10 +56,12 @@ class Sender:
     def start_afresh(self) -> None:
         """Be ready for the next step."""
         self._unfinished = [{n for n, place in self._group_of.items() if place == i} for i in range(len(self.groups))]
-        self._finished: set[int] = set()
+        self._seen: set[int] = set()
         self._sent = 0
+        self._restore: list[Callable[[], None]] = []
+        #: Whether this rank wants back what left in this step. It sends no more of it early then.
+        self.recalled = False
         self._flight: Flight | None = None
-        self._before: dict[str, object] = {}
         self.repeated = False
         self.failure: MpiSparseError | None = None
         self.bad_entry: int | None = None
@@ -72,7 +77,9 @@ class Sender:
         return self._flight is not None
 
     def sent_slots(self) -> set[int]:
-        """Return the numbers of the slots whose gradients are on their way."""
+        """Return the numbers of the slots whose gradients are on their way, and not in the buffer any more."""
+        if self.recallable:
+            return set()
         return {number for number, place in self._group_of.items() if place < self._sent}
 
     def final(self, number: int, last: bool) -> None:
@@ -82,7 +89,9 @@ class Sender:
             last: whether no backward pass of this step is to add to it.
         """
         place = self._group_of.get(number)
-        if place is not None and place < self._sent:
+        if place is not None and place < self._sent and self.recallable:
+            self.recall()
+        elif place is not None and place < self._sent:
             raise MpiSparseError(
                 f"backward() adds to the gradient of {self.flat.slots[number].name}, which is on its way to the other "
                 "ranks: put all backward passes of a step but the last into no_sync(), call step() before the next "
@@ -90,8 +99,8 @@ class Sender:
             )
         if not last:
             return
-        self.repeated = self.repeated or number in self._finished
-        self._finished.add(number)
+        self.repeated = self.repeated or number in self._seen
+        self._seen.add(number)
         if place is not None:
             self._unfinished[place].discard(number)
             while self.active and self._sent < len(self.groups) and not self._unfinished[self._sent]:
@@ -102,16 +111,34 @@ class Sender:
         while self._sent < len(self.groups):
             self._send()
 
-    def take_back(self) -> None:
-        """Undo a step whose messages have begun to leave: memories are as before it, and what came in is not read.
+    def recall(self) -> None:
+        """Take back, on this rank, what left in this step, and send failures in place of what has not left.
 
-        Collective: every rank sends what is left of the step, as all messages have to land.
+        Not collective. Needs `recallable`. Gradients are as backward and the user left them, memories as before.
         """
-        self.send_rest()
+        assert self.recallable
+        self.recalled = True
+        while self._sent < len(self.groups):
+            self._pass(None)
+        for restore in self._restore:
+            restore()
+        self._restore.clear()
+        self.failure = self.bad_entry = None
+
+    def throw_away(self) -> None:
+        """Forget the backward passes of this step, as gradients are reset. What was taken back is still under way."""
+        if self.recalled:
+            self.repeated = False
+            self._seen.clear()
+        else:
+            self.start_afresh()
+
+    def take_back(self) -> None:
+        """Wait for all that left in this step, and take it back. Collective, after every rank has sent every group."""
         assert self._flight is not None
         for place in range(len(self.groups)):
             self._flight.wait(place)
-        self.exchange.load_state_dict(self._before)
+        self.recall()
 
     def received(self) -> Iterator[list[Bytes]]:
         """Yield all ranks' messages of each bucket, in the order in which buckets are sent, waiting as need be."""
@@ -120,10 +147,17 @@ class Sender:
             with self.exchange.phases("exchange"):
                 messages = self._flight.wait(place)
             assert messages is not None, "a failure that no rank told of"
+            if self.recallable:
+                for bucket in self.groups[place]:  # without, what is not needed any more was cleared
+                    self.flat.buffer[bucket.place].zero_()
             yield from messages
 
     def break_off(self, all_have_sent: bool) -> None:
         """Refuse everything from now on, if something of this step was sent; wait for its landing where it is sure."""
+        if self.recallable and self.has_begun and all_have_sent:
+            self.take_back()
+            self.start_afresh()
+            return
         self.broken = self.broken or self.has_begun
         if self._flight is not None and all_have_sent:
             for place in range(len(self.groups)):
@@ -142,15 +176,16 @@ class Sender:
         return 0.0 if self._flight is None else self._flight.seconds_before(moment)
 
     def _send(self) -> None:
+        self.refuse_if_broken()
+        self._pass(self._messages(self.groups[self._sent]))
+
+    def _pass(self, messages: list[Bytes] | None) -> None:
+        """Let the messages of the next group leave; None where there are none, so that no rank reads this group."""
         assert self.flights is not None
         if self._flight is None:
-            self.refuse_if_broken()
-            if self.recoverable:
-                self._before = self.exchange.state_dict()
             self._flight = self.flights.begin(len(self.groups))
-        group = self.groups[self._sent]
         self._sent += 1
-        self._flight.send(self._messages(group), len(group))
+        self._flight.send(messages, len(self.groups[self._sent - 1]))
 
     def _messages(self, group: tuple[Bucket, ...]) -> list[Bytes] | None:
         """Return the messages of a group, or None when this rank has none worth sending in this step."""
@@ -168,6 +203,12 @@ class Sender:
             return None
 
     def _message(self, bucket: Bucket) -> Bytes:
+        if self.recallable:
+            self._restore.append(self.exchange.remember(bucket))
+            gradient = self.flat.buffer[bucket.place].clone()
+            if self.share != 1.0:
+                gradient *= self.share
+            return self.exchange.compress(bucket, see(gradient))
         if self.share != 1.0:
             self.flat.buffer[bucket.place] *= self.share
         return self.exchange.compress(bucket)

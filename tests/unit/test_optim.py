@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -457,16 +458,202 @@ def test_a_closure_reaches_the_optimizer_that_needs_one() -> None:
     torch.testing.assert_close(before - model.weight.detach(), torch.full((1, 2), 0.1))
 
 
-def test_a_closure_that_is_called_twice_is_refused() -> None:
+def test_each_evaluation_of_a_closure_is_exchanged() -> None:
+    """An optimizer that evaluates twice gets the mean gradient, and the mean loss, of both points."""
+
     class Twice(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
-            closure()
-            return closure()
+            losses = []
+            for _ in range(2):
+                with torch.enable_grad():
+                    losses.append(float(closure()))
+                super().step()
+            return losses
 
-    model = nn.Linear(2, 1)
-    optimizer = ms.DistributedOptimizer(Twice(model.parameters(), lr=0.1), model, comm=solo())
-    with pytest.raises(ms.ConfigError, match=r"Twice.step\(closure\) calls the closure more than once"):
-        optimizer.step(lambda: torch.tensor(1.0))
+    def one(comm: ms.Communicator) -> tuple[Tensor, float]:
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        optimizer = ms.DistributedOptimizer(Twice(model.parameters(), lr=0.25), model, comm=comm)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss: Tensor = (model(torch.ones(1, 1)) - comm.rank).square().sum()
+            torch.autograd.backward(loss)
+            return loss
+
+        first: Tensor = optimizer.step(closure)
+        assert optimizer.exchange.step == 2
+        return model.weight.detach(), float(first.detach())
+
+    # Towards the mean of 0, 1 and 2, half of the way at a time; each rank gets the first loss of its own.
+    assert run_ranks(3, one) == [(torch.full((1, 1), 0.75), float(rank**2)) for rank in range(3)]
+
+
+class Sharp(torch.optim.Optimizer):
+    """Sharpness-aware minimisation: climbs by the gradient that is there, and steps by the one of the closure."""
+
+    def __init__(self, parameters: Any, lr: float, through_data: bool = False) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.base, self.through_data = torch.optim.SGD(self.param_groups, lr=lr), through_data
+
+    @torch.no_grad()
+    def climb(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["old"] = parameter.clone()
+            (parameter.data if self.through_data else parameter).add_(parameter.grad, alpha=0.05)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.data = self.state[parameter]["old"]
+        self.base.step()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.climb()
+        with torch.enable_grad():
+            closure()
+        self.descend()
+
+
+def sharp_loss(model: nn.Module, ranks: range, step: int) -> Tensor:
+    losses = [
+        model(torch.randn(4, 5, generator=torch.Generator().manual_seed(100 * step + rank))).square().mean()
+        for rank in ranks
+    ]
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sharpness_aware_minimisation_climbs_and_steps_by_means(size: int) -> None:
+    def train_sharp(model: nn.Module, optimizer: torch.optim.Optimizer, ranks: range) -> Tensor:
+        for step in range(3):
+
+            def closure(step: int = step) -> Tensor:
+                loss = sharp_loss(model, ranks, step)
+                torch.autograd.backward(loss)
+                return loss
+
+            optimizer.zero_grad()
+            closure()
+            optimizer.step(closure)  # type: ignore[arg-type]
+        return next(model.parameters()).detach().clone()
+
+    def start() -> nn.Linear:
+        model = nn.Linear(5, 2)
+        nn.init.constant_(model.weight, 0.5)
+        nn.init.zeros_(model.bias)
+        return model
+
+    def one(comm: ms.Communicator) -> Tensor:
+        model = start()
+        wrapped = ms.DistributedOptimizer(Sharp(model.parameters(), lr=0.1), model, comm=comm)
+        return train_sharp(model, wrapped, range(comm.rank, comm.rank + 1))
+
+    whole = start()
+    expected = train_sharp(whole, Sharp(whole.parameters(), lr=0.1), range(size))
+    assert not torch.equal(expected, start().weight)
+    first, *others = run_ranks(size, one)
+    torch.testing.assert_close(first, expected)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_methods_that_step_through_data_are_noticed() -> None:
+    def one(comm: ms.Communicator) -> None:
+        model = nn.Linear(5, 2)
+        optimizer: Any = ms.DistributedOptimizer(Sharp(model.parameters(), lr=0.1, through_data=True), model, comm=comm)
+        torch.autograd.backward(sharp_loss(model, range(comm.rank, comm.rank + 1), 0))
+        with pytest.raises(ms.MpiSparseError, match=r"Sharp.climb\(\) changed parameters .* call synchronize\(\)"):
+            optimizer.climb()
+
+    run_ranks(2, one)
+
+
+def test_a_closure_that_gives_nan_skips_the_step_or_says_that_parameters_moved() -> None:
+    class Needs(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            with torch.enable_grad():
+                closure()
+            return super().step()
+
+    def one(comm: ms.Communicator) -> None:
+        for kind in (Needs, Sharp):
+            model = nn.Linear(5, 2)
+            plain: torch.optim.Optimizer = kind(model.parameters(), lr=0.1)
+            optimizer = ms.DistributedOptimizer(plain, model, nonfinite="skip", comm=comm)
+            before = model.weight.detach().clone()
+            sharp_loss(model, range(1), 0).backward()  # type: ignore[no-untyped-call]
+
+            def closure(model: nn.Module = model) -> None:
+                model.zero_grad()
+                loss = sharp_loss(model, range(1), 0) * (math.nan if comm.rank == 1 else 1.0)
+                torch.autograd.backward(loss)
+
+            if kind is Needs:
+                optimizer.step(closure)
+                assert optimizer.skipped == 1
+                assert torch.equal(before, model.weight)
+            else:
+                with pytest.raises(ms.NonFiniteError, match=r"rank 1 in .* parameters had moved already"):
+                    optimizer.step(closure)
+
+    run_ranks(2, one)
+
+
+def test_a_model_whose_parameters_were_replaced_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    optimizer = ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    model[1] = nn.Linear(3, 2)
+    optimizer.zero_grad()
+    model(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(ms.ConfigError, match=r"parameter 1\.weight of the model was replaced"):
+        optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_gradient_can_be_differentiated_once_more() -> None:
+    """After backward(create_graph=True) p.grad keeps its graph, as in plain torch, and the step takes both terms."""
+    weights = []
+    for wrapped in (False, True):
+        model = nn.Linear(3, 2)
+        nn.init.constant_(model.weight, 0.5)
+        nn.init.zeros_(model.bias)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if wrapped:
+            optimizer = ms.DistributedOptimizer(optimizer, model, comm=solo())
+        for step in range(2):
+            optimizer.zero_grad()
+            model(torch.full((1, 3), 1.0 + step)).square().sum().backward(create_graph=True)
+            penalty = [parameter.grad.square().sum() for parameter in model.parameters() if parameter.grad is not None]
+            torch.autograd.backward(torch.stack(penalty).sum())
+            optimizer.step()
+        weights.append(model.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_hooks_of_users_are_no_change_after_backward() -> None:
+    def double(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad.mul_(2)
+
+    def one(comm: ms.Communicator) -> tuple[list[str], Tensor]:
+        said: list[str] = []
+        model = nn.Linear(2, 1, bias=False)
+        optimizer = ms.DistributedOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), model, comm=comm, say=said.append
+        )
+        model.weight.register_post_accumulate_grad_hook(double)  # type: ignore[no-untyped-call]
+        model(torch.full((1, 2), 1.0 + comm.rank)).sum().backward()
+        optimizer.synchronize()
+        assert model.weight.grad is not None
+        return [line for line in said if "gradients were changed" in line], model.weight.grad.clone()
+
+    for said, gradient in run_ranks(2, one):
+        assert said == []
+        assert torch.equal(gradient, torch.full((1, 2), 3.0))
 
 
 def test_lbfgs_takes_dense_alone() -> None:

@@ -29,7 +29,7 @@ class Exchange(Section):
     indices: index coding of messages.
     gigabits: speed of the network in Gbit/s, from which indices "auto" judges what bytes are worth.
     nonfinite: what to do when a gradient holds NaN or infinity.
-    overlap: send buckets while backward still runs: "on", "off", or "auto", which tries both; the bits are the same.
+    overlap: send buckets while backward still runs: "off", "on", or "auto", which tries both; the bits are the same.
     gauge: log squared norms before and after sparsification, from which the variance of a rule is read.
     """
 
@@ -42,5 +42,5 @@ class Exchange(Section):
     indices: IndexCoding = "auto"
     gigabits: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     nonfinite: Literal["raise", "skip"] = "raise"
-    overlap: Literal["auto", "on", "off"] = "auto"
+    overlap: Literal["auto", "on", "off"] = "off"
     gauge: bool = False
