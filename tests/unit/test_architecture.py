@@ -14,8 +14,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
     "version", "errors", "words", "terminal", "arguments", "names", "faults", "phases", "random", "sparse",
-    "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "collectives",
-    "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard",
+    "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "loading", "flat",
+    "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard",
     "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
