@@ -15,8 +15,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 ORDER = [
     "version", "errors", "words", "terminal", "arguments", "names", "faults", "phases", "random", "sparse",
     "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "loading", "flat",
-    "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard",
-    "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim",
+    "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
