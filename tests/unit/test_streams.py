@@ -28,9 +28,9 @@ class Stream(IterableDataset[Any]):
         return iter([self.begin + 1000 * self.epoch + i for i in range(first, self.count, step)])
 
 
-def read(comm: Communicator, stream: Stream, epochs: int = 1, **options: Any) -> list[list[list[int]]]:
+def read(comm: Communicator, data: Stream, epochs: int = 1, **options: Any) -> list[list[list[int]]]:
     workers = options.pop("num_workers", 0)
-    loader = ms.shard(DataLoader(stream, batch_size=4, num_workers=workers), comm=comm, **options)
+    loader = ms.shard(DataLoader(data, batch_size=4, num_workers=workers), comm=comm, **options)
     return [[batch.tolist() for batch in loader] for _ in range(epochs)]
 
 
