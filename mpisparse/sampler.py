@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,49 @@ class Share(NamedTuple):
     ends_epoch: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """How many samples a step takes of those that are left, and which of these are one rank's.
+
+    batch: samples of one rank in one step. drop_last: every step has full batches on all ranks, and what is left of an
+    epoch after those is not used.
+    """
+
+    batch: int
+    rank: int
+    size: int
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch {self.batch} is below 1: give the samples of one rank in one step, such as 32")
+        if not 0 <= self.rank < self.size:
+            raise ConfigError(f"rank {self.rank} is outside 0 to {self.size - 1}, the ranks of {self.size}")
+
+    def count(self, left: int) -> int:
+        """Return how many samples all ranks together take in the next step; 0 when the epoch has ended."""
+        full = self.batch * self.size
+        if self.drop_last:
+            return full if left >= full else 0
+        count = min(full, left)
+        after = left - count
+        if after < self.size:
+            return left
+        # Ranks that would be left with one sample each, which batch normalization cannot train on, take one from here.
+        if after < 2 * self.size and self.batch > 2 and self.size > 1:
+            return count - self.size
+        return count
+
+    def steps(self, left: int) -> int:
+        """Return the number of steps that `left` samples make."""
+        full, rest = divmod(left, self.batch * self.size)
+        return full + 1 if not self.drop_last and (rest >= self.size or (rest and not full)) else full
+
+    def mine(self, count: int) -> slice:
+        """Return which of the `count` samples of a step are this rank's."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+
 class Sampler:
     """Deals every sample to exactly one rank once an epoch, on any number of ranks.
 
@@ -43,11 +87,12 @@ class Sampler:
 
     The order of an epoch is drawn from (seed, epoch). A step takes the next batch * size samples of it, and also those
     after them if they are fewer than `size`, as they would leave a rank without any; rank r takes entries
-    n * r // size to n * (r + 1) // size of these n.
+    n * r // size to n * (r + 1) // size of these n. Where the last step would leave some of several ranks one sample,
+    the step before it takes one less on each, if batches are of 3 or more.
 
     Args:
         samples: samples in the data set.
-        batch: samples of one rank in one step; the last step of an epoch takes fewer, or at most one more.
+        batch: samples of one rank in one step; the last steps of an epoch take fewer, or at most one more.
         seed: 0 to 2**64 - 1, equal on all ranks.
         rank: this rank.
         size: number of ranks.
@@ -65,31 +110,22 @@ class Sampler:
     def __init__(
         self, samples: int, batch: int, seed: int, rank: int = 0, size: int = 1, *, shuffle: bool = True
     ) -> None:
-        if batch < 1:
-            raise ConfigError(f"batch {batch} is below 1: give the samples of one rank in one step, such as 32")
-        if not 0 <= seed < 2**64:
-            raise ConfigError(f"seed {seed} is outside 0 to 2**64 - 1: give another")
-        if not 0 <= rank < size:
-            raise ConfigError(f"rank {rank} is outside 0 to {size - 1}, the ranks of {size}")
-        if samples < size:
-            raise ConfigError(
-                f"{counted(samples, 'sample')} cannot be shared by {size} ranks: use at most "
-                f"{counted(samples, 'rank')} or more data"
-            )
-        self._samples, self._batch, self._rank, self._size = samples, batch, rank, size
-        self._shuffle = shuffle
+        check_seed(seed)
+        self._deal = Deal(batch, rank, size)
+        check_samples(samples, size)
+        self._samples, self._shuffle = samples, shuffle
         self._seed, self._epoch, self._consumed = seed, 0, 0
         self._order = self._draw_order()
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of steps of a whole epoch, the same on every rank."""
-        return self._steps(self._samples)
+        return self._deal.steps(self._samples)
 
     @property
     def steps_left(self) -> int:
         """Return the number of steps until the epoch that is under way ends, the same on every rank."""
-        return self._steps(self._samples - self._consumed)
+        return self._deal.steps(self._samples - self._consumed)
 
     @property
     def epoch(self) -> int:
@@ -103,10 +139,9 @@ class Sampler:
 
     def next(self) -> Share:
         """Return this rank's share of the next step, and move on; after the last of an epoch the next epoch begins."""
-        count = self._global_count()
-        begin = self._consumed + count * self._rank // self._size
-        end = self._consumed + count * (self._rank + 1) // self._size
-        indices = torch.from_numpy(self._order[begin:end].copy())
+        count = self._deal.count(self._samples - self._consumed)
+        taken = self._order[self._consumed : self._consumed + count]
+        indices = torch.from_numpy(taken[self._deal.mine(count)].copy())
         self._consumed += count
         share = Share(indices, count, self._epoch, ends_epoch=self._consumed == self._samples)
         if share.ends_epoch:
@@ -148,30 +183,43 @@ class Sampler:
         self._seed, self._epoch, self._consumed = seed, epoch, consumed
         self._order = self._draw_order()
 
-    def _global_count(self) -> int:
-        """Return how many samples all ranks together take in the next step."""
-        left = self._samples - self._consumed
-        count = min(self._batch * self._size, left)
-        return left if left - count < self._size else count
-
-    def _steps(self, left: int) -> int:
-        """Return the number of steps that `left` samples make."""
-        full, rest = divmod(left, self._batch * self._size)
-        return full + 1 if rest >= self._size or (rest and not full) else full
-
     def _draw_order(self) -> NDArray[np.int64]:
-        """Return the order of the samples in the current epoch, int64 of shape (samples,).
+        return draw_order(self._samples, self._seed, self._epoch, shuffle=self._shuffle)
 
-        Sorting raw Philox output, rather than `Generator.permutation`, gives the same order under every version of
-        numpy, which a run that goes on elsewhere needs. Two equal keys of 64 bits keep their order: no harm.
-        """
-        if not self._shuffle:
-            return np.arange(self._samples, dtype=np.int64)
-        # The last word is a step that no run reaches, so these draws are none of a sparsifier's of the same seed.
-        counter = np.array([0, 0, 0, 2**64 - 1], np.uint64)
-        key = np.array([self._seed, self._epoch], np.uint64)
-        bits = np.random.Philox(key=key, counter=counter).random_raw(self._samples)
-        return np.argsort(bits, kind="stable").astype(np.int64)
+
+def draw_order(samples: int, seed: int, epoch: int, *, shuffle: bool, stream: int = 0) -> NDArray[np.int64]:
+    """Return the order of the samples in an epoch, int64 of shape (samples,).
+
+    Sorting raw Philox output, rather than `Generator.permutation`, gives the same order under every version of
+    numpy, which a run that goes on elsewhere needs. Two equal keys of 64 bits keep their order: no harm.
+
+    Args:
+        stream: gives another order of the same epoch, where several are used side by side.
+    """
+    if not shuffle:
+        return np.arange(samples, dtype=np.int64)
+    # The last word is a step that no run reaches, so these draws are none of a sparsifier's of the same seed.
+    counter = np.array([0, 0, stream, 2**64 - 1], np.uint64)
+    key = np.array([seed, epoch], np.uint64)
+    bits = np.random.Philox(key=key, counter=counter).random_raw(samples)
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError unless the seed is an integer of 0 to 2**64 - 1."""
+    if not isinstance(seed, int | np.integer):
+        raise ConfigError(f"seed {seed!r} is not an integer: give one of 0 to 2**64 - 1, the same on all ranks")
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed {seed} is outside 0 to 2**64 - 1: give another")
+
+
+def check_samples(samples: int, size: int) -> None:
+    """Raise ConfigError if there are fewer samples than ranks."""
+    if samples < size:
+        raise ConfigError(
+            f"{counted(samples, 'sample')} cannot be shared by {counted(size, 'rank')}: use at most "
+            f"{counted(samples, 'rank')} or more data"
+        )
 
 
 def shard_range(samples: int, rank: int, size: int) -> range:

@@ -2,98 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from mpisparse.comm import Communicator, world
+from mpisparse.comm import Communicator, agreed, require_same, world
 from mpisparse.errors import ConfigError
-from mpisparse.sampler import Sampler
+from mpisparse.loading import Epochs, ShardedLoader, Stream, StreamLoader
+from mpisparse.sampler import check_seed
 
 
-class ShardedLoader:
-    """Iterates over this rank's batches of one epoch; the next `iter` is the next epoch, in a new order.
+def shard(
+    loader: DataLoader[Any], *, seed: int = 0, comm: Communicator | None = None, stream: Stream | None = None
+) -> ShardedLoader | StreamLoader:
+    """Return this rank's part of `loader`, with its options. Collective; call it once, before the first epoch.
 
-    epoch: the one that the next `iter` begins, from 0. Set it to go on where an earlier run stopped.
-
-    All ranks make the same number of steps, and each sample is seen exactly once an epoch, on any number of ranks. The
-    loader's batch size is that of one rank; in the last step ranks may hold numbers of samples that differ by one.
-    """
-
-    def __init__(self, loader: DataLoader[Any], sampler: Sampler) -> None:
-        self.epoch = 0
-        self._sampler = sampler
-        self._loader: DataLoader[Any] = DataLoader(
-            loader.dataset,
-            batch_sampler=_Batches(sampler),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=loader.generator,
-            prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
-        )
-
-    def __iter__(self) -> Iterator[Any]:
-        self._sampler.start_epoch(self.epoch)
-        self.epoch += 1
-        return iter(self._loader)
-
-    def __len__(self) -> int:
-        return self._sampler.steps_per_epoch
-
-
-class _Batches:
-    """The batches of the epoch that is under way, as DataLoader wants to be told them."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    def __iter__(self) -> Iterator[list[int]]:
-        ends = False
-        while not ends:
-            share = self._sampler.next()
-            ends = share.ends_epoch
-            yield share.indices.tolist()
-
-    def __len__(self) -> int:
-        return self._sampler.steps_left
-
-
-def shard(loader: DataLoader[Any], *, seed: int = 0, comm: Communicator | None = None) -> ShardedLoader:
-    """Return this rank's part of `loader`, shuffled if it shuffles. Call it once, before the first epoch.
+    Any sampler or batch sampler may stand behind the loader. What it gives is dealt to the ranks, which all draw the
+    same, as random numbers of torch, numpy and Python are set from `seed` and epoch while it draws. An
+    `IterableDataset` is read by each rank, and the ranks end together.
 
     Args:
-        loader: over a data set with a length, with a batch size, with shuffle=True or False.
+        loader: a torch DataLoader.
         seed: of the order, the same on all ranks.
         comm: the ranks; those that the launcher started by default.
+        stream: of an IterableDataset: "own", each rank reads samples of its own; "same", all read the same ones, and
+            each uses every `comm.size`-th. By default "own", and an error if all ranks begin with the same batch.
 
     Raises:
-        ConfigError: the loader has a sampler of its own, no batch size, or a data set without a length; or there are
-            fewer samples than ranks.
+        ConfigError: not a DataLoader, or one that is shared already or cannot be; or fewer samples than ranks.
+        RankMismatchError: the ranks' loaders differ.
     """
-    if isinstance(loader.dataset, IterableDataset):
-        raise ConfigError(
-            "an IterableDataset has no length to be shared by: let each rank read its own part, no shard()"
-        )
-    if loader.batch_size is None:
-        raise ConfigError("the loader has no batch size: give DataLoader(batch_size=...), not a batch sampler")
-    if type(loader.sampler) not in (RandomSampler, SequentialSampler):
-        raise ConfigError(
-            f"the loader has a {type(loader.sampler).__name__}: shard() deals the samples itself, "
-            "so give DataLoader(shuffle=True) or (shuffle=False)"
-        )
-    if isinstance(loader.sampler, RandomSampler) and (
-        loader.sampler.replacement or loader.sampler.num_samples != len(loader.sampler.data_source)
-    ):
-        raise ConfigError("the loader samples with replacement or a part: shard() deals each sample once an epoch")
-    if loader.drop_last:
-        raise ConfigError("drop_last=True would lose samples; every rank has full steps anyway: leave it out")
+    if comm is not None and not isinstance(comm, Communicator):
+        raise ConfigError(f"comm is a {_article(comm)}: give what ms.init() returns, or leave it out")
     comm = comm or world()
-    shuffle = isinstance(loader.sampler, RandomSampler)
-    samples = len(loader.dataset)  # type: ignore[arg-type]
-    return ShardedLoader(loader, Sampler(samples, loader.batch_size, seed, comm.rank, comm.size, shuffle=shuffle))
+    with agreed(comm):
+        _check_loader(loader, stream)
+        check_seed(seed)
+        streams = isinstance(loader.dataset, IterableDataset)
+        epochs = None if streams else Epochs(loader, comm.rank, comm.size)
+    lines = [f"stream={stream!r}"] if epochs is None else [f"seed {seed}", *epochs.describe()]
+    require_same(comm, "the loaders given to shard()", [f"batches of {loader.batch_size}", *lines])
+    if epochs is None:
+        return StreamLoader(loader, comm, stream)
+    if epochs.lost and comm.rank == 0:
+        print(
+            f"mpisparse: without a batch size each rank takes one item per step, so {epochs.lost} of an epoch's items "
+            f"are not used on {comm.size} ranks",
+            file=sys.stderr,
+            flush=True,
+        )
+    return ShardedLoader(loader, epochs, seed, comm)
+
+
+def _check_loader(loader: object, stream: object) -> None:
+    """Raise ConfigError unless `loader` is a DataLoader that nobody shared yet."""
+    if isinstance(loader, ShardedLoader | StreamLoader):
+        raise ConfigError("the loader is shared by shard() already: call it once")
+    if isinstance(loader, Communicator):
+        raise ConfigError("shard() was given a communicator for a loader: call shard(loader, comm=comm)")
+    if isinstance(loader, Dataset):
+        raise ConfigError(
+            f"shard() takes a DataLoader, not a data set ({type(loader).__name__}): give "
+            "shard(DataLoader(dataset, batch_size=32, shuffle=True))"
+        )
+    if not isinstance(loader, DataLoader):
+        raise ConfigError(
+            f"shard() takes a torch.utils.data.DataLoader, not a {_article(loader)}: put the samples into one, "
+            "shard(DataLoader(samples, batch_size=32)); of batches that are made already, DataLoader(batches, "
+            "batch_size=None)"
+        )
+    if stream not in (None, "own", "same"):
+        raise ConfigError(f'stream {stream!r} is unknown: give "own" or "same", or leave it out')
+    if stream is not None and not isinstance(loader.dataset, IterableDataset):
+        raise ConfigError(
+            f'stream="{stream}" is for an IterableDataset, and {type(loader.dataset).__name__} is none: leave it out'
+        )
+
+
+def _article(thing: object) -> str:
+    return thing.__name__ + " class" if isinstance(thing, type) else type(thing).__name__

@@ -98,6 +98,11 @@ def _findings(hang: Hang, dumps: dict[int, Dump]) -> Iterator[str]:
         yield f"rank {rank} did not come: {_whereabouts(rank, dumps)}"
     if len(hang.behind) > _LISTED:
         yield f"nor did {_ranks(hang.behind[_LISTED:])}"
+    if any(rank in dumps and has_ended(dumps[rank]) for rank in hang.behind):
+        yield (
+            "loops of different lengths end like this: take batches from ms.shard(loader), which gives every rank "
+            "equally many, of an IterableDataset, too; and decide on all ranks together when to stop"
+        )
     if any(rank in dumps and _waits_elsewhere(dumps[rank], call) for rank in hang.behind):
         yield (
             "ranks waited for each other on different communicators: every rank must make the same calls in the same "

@@ -15,7 +15,7 @@ PACKAGE = CHECKOUT / "mpisparse"
 ORDER = [
     "version", "errors", "files", "words", "terminal", "arguments", "names", "faults", "phases", "random",
     "sparse", "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "metrics",
-    "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas",
+    "loading", "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas",
     "divergence", "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
