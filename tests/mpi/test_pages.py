@@ -44,7 +44,7 @@ class Rule:
     """What becomes of a command that matches. how: "run", "long" (run with the long tests), "make" (make -n) or "read".
 
     why: for what does not run, the reason. changes: patterns and what stands in their place. add: further words.
-    before: a command that makes what it needs.
+    before: commands that make what it needs.
     """
 
     pattern: str
@@ -52,12 +52,15 @@ class Rule:
     why: str = ""
     changes: tuple[tuple[str, str], ...] = ()
     add: str = ""
-    before: str = ""
+    before: tuple[str, ...] = ()
 
 
 TWO = (r"mpirun -n 4", "mpirun -n 2")
 SHORT = '--set "training.length=1 epoch"'
 
+#: The runs that pages tell of.
+FIRST = f"mpirun -n 2 mpisparse train jobs/digits.toml {SHORT}"
+SECOND = f"mpirun -n 2 mpisparse train jobs/digits.toml --set sparsifier.density=0.001 {SHORT}"
 CODING = "mpisparse bench coding --draws 1 --json runs/paper/coding.json"
 
 #: The first that matches counts.
@@ -77,11 +80,12 @@ RULES = [
     Rule(r"bench step", "long", changes=(TWO,), add="--steps 5"),
     Rule(r"bench exchange", "long", changes=(TWO, ("10000000", "100000")), add="--repeat 3"),
     Rule(r"bench kernels", "long", add="--size 100000 --repeat 3"),
-    Rule(r"bench coding", "run", add="--draws 1", before="mkdir -p runs/paper"),
-    Rule(r"analysis paper runs/paper", "run", before=f"mkdir -p runs/paper; {CODING}"),
+    Rule(r"bench coding", "run", add="--draws 1", before=("mkdir -p runs/paper",)),
+    Rule(r"analysis paper runs/paper", "run", before=("mkdir -p runs/paper", CODING)),
     Rule(r'analysis paper "\$SCRATCH', "read", "its runs are those of the srun above it"),
-    Rule(r"python -m analysis ", "run"),
-    Rule(r"jobs submit .*--local", "long", add=f"{SHORT} --reduced"),
+    Rule(r"python -m analysis compare ", "run", before=(FIRST, SECOND)),
+    Rule(r"python -m analysis ", "run", before=(FIRST,)),
+    Rule(r"jobs submit .*--local", "read", "it makes 30 runs; tests/unit/test_jobs.py makes fewer so"),
     Rule(r"jobs submit .*--(render|run-dir)", "run"),
     Rule(r"jobs submit ", "run", add="--run-dir runs/scaling"),
     Rule(r"jobs status ", "run"),
@@ -185,8 +189,8 @@ def run_block(block: Block, place: Place, ways: set[str]) -> None:
         place.bash("\n".join(map(as_run, lines)))
         return
     for line in lines:
-        if rule_of(line).before:
-            place.bash(rule_of(line).before)
+        for command in rule_of(line).before:
+            place.bash(command)
         place.bash(as_run(line))
 
 
@@ -252,7 +256,7 @@ def test_commands_in_sentences_have_the_options_they_name(page: Path) -> None:
 @pytest.mark.parametrize("ranks", sorted(set(PYTHON.values())))
 def test_python_runs(ranks: int, place: Place) -> None:
     """The blocks of a page follow each other; what they have before the first one is in tests/mpi/page.py."""
-    place.bash(as_run("mpirun -n 4 mpisparse train jobs/digits.toml"))
+    place.bash(FIRST)
     pages = [page for page in PYTHON if PYTHON[page] == ranks]
     done = launch.mpirun(ranks, str(CHECKOUT / "tests" / "mpi" / "page.py"), *pages, timeout=280, cwd=place.path)
     assert done.code == 0, done.text
