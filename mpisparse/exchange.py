@@ -296,7 +296,7 @@ class GradientExchange:
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
             _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
             for key, slot in slots.items():
-                put(vector[slot.start : slot.stop], memory[name][key].reshape(-1).numpy())
+                put(vector[slot.start : slot.stop], on_host(memory[name][key].detach().reshape(-1)))
         self._load_tracked(state)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 
