@@ -30,7 +30,7 @@ class Brief:
 
     directory, config, environment: as its files say. ranks: their number.
     state: "finished", "going on" (or stopped: the log cannot tell). steps: that were made. warm_up: of these, left out.
-    times: float32, seconds of steady steps, rising; evenly thinned to some thousands.
+    times: float32, seconds of steady steps, in their order; evenly thinned to some thousands.
     phases: median seconds by phase.
     means: of steady steps, over all ranks, by key: payload_bytes, received_bytes, dense_bytes, count, entries and
     messages; and the median of samples, since the last step of an epoch may have fewer.
@@ -146,7 +146,7 @@ def _brief(directory: Path, config: dict[str, Any], environment: dict[str, Any],
         state=state,
         steps=len(step),
         warm_up=warm_up,
-        times=_thinned(np.sort(total[steady]).astype(np.float32), _TIMES),
+        times=_thinned(total[steady].astype(np.float32), _TIMES),
         phases=dict(zip(PHASES, map(float, np.median(seconds, axis=0)), strict=True)),
         means=_means(columns, steady),
         curve=_curve(columns, np.nan_to_num(total), ranks),

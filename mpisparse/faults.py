@@ -129,7 +129,7 @@ class Faults:
 
     @torch.no_grad()
     def parameters(self, step: int, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Flip a bit in a tensor that lies on the CPU.
+        """Flip a bit in a tensor.
 
         Raises:
             ConfigError: there is none of that name.
@@ -138,9 +138,8 @@ class Faults:
             tensor = next((tensor for name, tensor in named if fault.parameter in ("", name)), None)
             if tensor is None:
                 raise ConfigError(f"{VARIABLE}: no parameter is called {fault.parameter!r}")
-            memory = tensor.view(-1).view(torch.uint8).numpy()
             place = fault.entry * tensor.element_size() + fault.bit // 8
-            memory[place] ^= 1 << fault.bit % 8
+            tensor.view(-1).view(torch.uint8)[place] ^= 1 << fault.bit % 8
 
     def _due(self, step: int, *kinds: str, bucket: int | None = None) -> list[Fault]:
         """Return the faults that happen now, and forget them."""

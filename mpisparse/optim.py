@@ -411,7 +411,8 @@ class DistributedOptimizer(Optimizer):
             if self._faults is not None:
                 self._faults.gradient(self.exchange.step, self.flat.buffer)
             if scale is not None:
-                self.flat.buffer /= float(scale)
+                # By a tensor beside it: CUDA multiplies by the reciprocal of a number on the host.
+                self.flat.buffer /= scale.to(self.flat.buffer)
         if overlaps:
             sender.send_rest()
         computed = perf_counter_ns()

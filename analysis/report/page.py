@@ -58,9 +58,9 @@ _METHOD = f"""\
 - *Warm-up*: of each start, the first tenth of its steps is left out, no fewer than {WARM_UP[0]} and no more than
   {WARM_UP[1]}.
 - *Median step*: the median over repeats of each repeat's median steady step.
-- *Interval*: {LEVEL:.0%}, bootstrap, {DRAWS:,} draws: first repeats are drawn with replacement, then steps in each. A
-  ratio takes draws of both sides, which are independent. No distribution is assumed, but that steps of a run do not
-  depend on each other.
+- *Interval*: {LEVEL:.0%}, bootstrap, {DRAWS:,} draws: first repeats are drawn with replacement, then steps in each, in
+  blocks of successive ones that are as long as their dependence asks for (Politis and White's automatic length). A
+  ratio takes draws of both sides, which are independent. No distribution is assumed.
 - *Speed-up*: over the median step of the same method on the smallest number of ranks there is, which is not
   extrapolated to one. *Dense / this* compares with dense float32 on as many ranks.
 - *Karp-Flatt*: the serial share that follows from a speed-up alone; one that grows with the ranks means overhead.

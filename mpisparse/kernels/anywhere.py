@@ -80,6 +80,7 @@ def on_host(vector: Anywhere) -> Vector:
 def put(vector: Anywhere, values: Vector) -> None:
     """Replace the entries of `vector` by those of an array on the host."""
     if isinstance(vector, Tensor):
-        vector.copy_(torch.from_numpy(values))
+        if vector.device.type != "cpu" or vector.data_ptr() != values.ctypes.data:
+            vector.copy_(torch.from_numpy(values))
     elif vector is not values:
         vector[:] = values

@@ -2,7 +2,7 @@
 
 The same contract as `kernels.source`, in torch operations. Selections by size are bit for bit those of the host. Tosses
 come from the device's own generator, seeded from the stream that the host would use: other draws, the same law. Grids
-are drawn on the host.
+are drawn on the host. Whatever has to be the same bits as there is divided by numbers on the device alone.
 """
 
 from __future__ import annotations
@@ -212,7 +212,8 @@ def mean_into(total: Tensor, sparse: Sequence[SparseVector], size: int) -> int |
         # No entry twice in a vector, so that the order of a device's threads does not matter.
         total[place] += torch.from_numpy(one.values).to(total.device)
     touched = torch.unique(torch.cat(places)) if places else torch.empty(0, dtype=torch.int64, device=total.device)
-    total[touched] /= size
+    # By a number on the device: CUDA multiplies by the reciprocal of one on the host, which is another last bit for 3.
+    total[touched] /= torch.full((), size, dtype=total.dtype, device=total.device)
     bad = touched[~total[touched].isfinite()]
     return int(bad[0]) if bad.numel() else None
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mpisparse.collectives import DenseMean
 from mpisparse.comm import Communicator
 from mpisparse.errors import CheckpointError, ConfigError
+from mpisparse.kernels.anywhere import on_host, put
 from mpisparse.phases import Phases
 from mpisparse.sampler import shard_range
 from mpisparse.training.data import Dataset
@@ -87,7 +88,9 @@ class SVRG:
         incoming = 0
         if size > 1:
             with self._phases("exchange"):
-                incoming = self._mean.average(vector.numpy())
+                host = on_host(vector)
+                incoming = self._mean.average(host)
+                put(vector, host)
         pieces = torch.split(vector, [parameter.numel() for parameter in self._parameters])
         self._full = [piece.view(p.shape).clone() for piece, p in zip(pieces, self._parameters, strict=True)]
         return Refreshed(self._mean.width * vector.numel(), incoming, 2 * (size - 1) * 4 * vector.numel() // size)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mpisparse as ms
 from mpisparse import random
-from mpisparse.comm import run_ranks, solo
+from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.errors import NonFiniteError
 from mpisparse.kernels import device, sums
 from mpisparse.kernels.device import DeviceAdded, DeviceAdvanced, DeviceForgotten, DeviceSource
 from mpisparse.kernels.source import Added, Advanced, Forgotten, HostSource
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import QSGD, GSpar, Sparsifier, TernGrad, Threshold, TopK, TrackedTopK, Uniform
+from mpisparse.training.evaluate import averaged_buffers
 from tests.laws import LAWS
 from tests.unit.hard_vectors import HARD, Vector, draw
 
@@ -154,3 +157,74 @@ def test_training_on_a_device_stays_on_it() -> None:
     assert optimizer.flat.buffer.is_cuda
     assert all(vector.is_cuda for vector in optimizer.exchange.kept.vectors().values())
     assert optimizer.traffic.count == round(0.01 * 6000) + 20
+
+
+class NoHostScalars(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses to divide a tensor by a number on the host: CUDA multiplies by its reciprocal, and rounds otherwise."""
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ):
+        if "div" in str(func) and isinstance(args[0], Tensor):
+            assert isinstance(args[1], Tensor), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 24])
+@where
+def test_means_are_divided_on_the_device(size: int, place: str) -> None:
+    numel = 5000
+    vectors = [draw(100 + rank, numel) for rank in range(size)]
+    sparse = [SparseVector(np.flatnonzero(v > 0).astype(np.uint32), v[v > 0], numel) for v in vectors]
+    ours, theirs = np.zeros(numel, np.float32), torch.zeros(numel, device=place)
+    sums.mean_into(ours, sparse, size)
+    with NoHostScalars():  # type: ignore[no-untyped-call]
+        device.mean_into(theirs, sparse, size)
+    np.testing.assert_array_equal(ours, theirs.cpu().numpy())
+    with pytest.raises(AssertionError), NoHostScalars():  # type: ignore[no-untyped-call]
+        theirs /= size
+
+
+class OnDevice(Tensor):
+    """A tensor as one on a device: numpy cannot see it before it was brought to the host."""
+
+    def numpy(self, *options: Any, **more: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self, *options: Any, **more: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_a_state_on_a_device_is_loaded() -> None:
+    model = torch.nn.Linear(40, 30)
+    plain = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer = ms.DistributedOptimizer(plain, model, sparsifier=TopK(0.1), comm=solo())
+    model(torch.ones(1, 40)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    memory = state["mpisparse"]["memory"]
+    kept = {name: {key: value.clone() for key, value in parts.items()} for name, parts in memory.items()}
+    assert any(bool(value.any()) for parts in kept.values() for value in parts.values())
+    for parts in memory.values():
+        for key, value in parts.items():
+            parts[key] = value.as_subclass(OnDevice).requires_grad_()
+    for vector in optimizer.exchange.kept.vectors().values():
+        vector[:] = 0
+    optimizer.load_state_dict(state)
+    found = optimizer.state_dict()["mpisparse"]["memory"]
+    for name, parts in kept.items():
+        for key, value in parts.items():
+            assert torch.equal(found[name][key], value)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_buffers_on_a_device_are_averaged(size: int) -> None:
+    def one(comm: Communicator) -> None:
+        model = torch.nn.Module()
+        model.register_buffer("mean", torch.full((2, 3), comm.rank + 0.1).as_subclass(OnDevice))
+        expected = sum(float(np.float32(rank + 0.1)) for rank in range(size)) / size
+        with averaged_buffers(comm, model):
+            assert torch.equal(next(model.buffers()).cpu(), torch.full((2, 3), expected))
+        assert torch.equal(next(model.buffers()).cpu(), torch.full((2, 3), comm.rank + 0.1))
+
+    run_ranks(size, one)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.signal import lfilter
 
-from analysis.bootstrap import coverage, drawn_medians, interval, median_of
+from analysis.bootstrap import block_length, coverage, drawn_medians, interval, median_of
 from analysis.brief import read_brief
 from analysis.many import read_briefs
 from analysis.model.cost import TERMS, Coefficients, Cost, Point, at, fit_cost
@@ -303,10 +306,62 @@ def test_intervals_cover_the_true_median() -> None:
     inside = 0
     for _ in range(200):
         factors = np.exp(0.05 * generator.standard_normal(8))
-        runs = [np.sort(f * np.exp(0.2 * generator.standard_normal(100))).astype(np.float32) for f in factors]
+        runs = [(f * np.exp(0.2 * generator.standard_normal(100))).astype(np.float32) for f in factors]
         found = interval(median_of(runs), drawn_medians(runs, generator, draws=300))
         inside += found.low <= 1.0 <= found.high
     assert 0.85 <= inside / 200 <= 0.995
+
+
+def autocorrelated(generator: np.random.Generator, correlation: float, steps: int) -> NDArray[np.float32]:
+    """Return times of median 1 whose logarithms are an AR(1) series."""
+    noise = generator.standard_normal(steps + 300)
+    series = lfilter([math.sqrt(1 - correlation**2)], [1, -correlation], noise)[300:]
+    return np.asarray(np.exp(0.2 * series), np.float32)
+
+
+@pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.9), (0.5, 0.87), (0.8, 0.81), (0.9, 0.81)])
+def test_intervals_cover_the_true_median_where_steps_depend_on_each_other(correlation: float, least: float) -> None:
+    """Intervals of 95 % of steps drawn one by one cover it far less often: what sorted times, without an order, get."""
+    generator = np.random.default_rng(11)
+    inside = one_by_one = 0
+    for _ in range(150):
+        times = autocorrelated(generator, correlation, 500)
+        found = interval(1.0, drawn_medians([times], generator, draws=300))
+        inside += found.low <= 1.0 <= found.high
+        found = interval(1.0, drawn_medians([np.sort(times)], generator, draws=300))
+        one_by_one += found.low <= 1.0 <= found.high
+    assert least <= inside / 150 <= 0.995
+    assert correlation < 0.5 or one_by_one < inside
+    assert correlation < 0.8 or one_by_one / 150 < 0.65
+
+
+def test_blocks_are_as_long_as_steps_depend_on_each_other() -> None:
+    generator = np.random.default_rng(12)
+    lengths = [
+        np.mean([block_length(autocorrelated(generator, correlation, 800)) for _ in range(40)])
+        for correlation in (0.0, 0.5, 0.8, 0.95)
+    ]
+    assert lengths[0] < 2
+    assert lengths == sorted(lengths)
+    assert lengths[-1] > 20
+    outliers = autocorrelated(generator, 0.9, 800)
+    before = block_length(outliers)
+    outliers[::97] *= 1000
+    assert before / 2 < block_length(outliers) < before * 2
+    for steps in (1, 2, 7, 8, 20):
+        assert block_length(np.ones(steps, np.float32)) == 1
+        assert 1 <= block_length(generator.random(steps).astype(np.float32)) <= max(1, steps // 3 + 1)
+    assert block_length(np.tile(np.array([1, 2], np.float32), 50)) == 1
+    slow_half = np.concatenate([np.full(100, 2.0), np.full(100, 1.0)]).astype(np.float32)
+    assert block_length(slow_half) > 20
+
+
+def test_drawn_blocks_are_of_successive_steps() -> None:
+    """Half of a run was twice as slow: a median may be either, which steps drawn one by one would never say."""
+    times = np.concatenate([np.full(100, 2.0), np.full(101, 1.0)]).astype(np.float32)
+    drawn = drawn_medians([times], np.random.default_rng(1), draws=400)
+    assert set(drawn.tolist()) == {1.0, 2.0}
+    assert drawn_medians([times[:1]], np.random.default_rng(1), draws=3).tolist() == [2.0] * 3
 
 
 def test_few_runs_cannot_be_sure() -> None:
