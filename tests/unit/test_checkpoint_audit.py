@@ -442,7 +442,7 @@ def test_a_flipped_bit_among_the_values_is_found_by_their_checksum(path: Path) -
 
 # A structure that would cost its reader -------------------------------------------------------------------------------
 
-COSTLY = {
+COSTLY: dict[str, dict[str, Any]] = {
     "dimensions": {"arrays": [{"dataset": None, "dtype": "float32", "shape": [0] + [2**62] * 200_000}] * 2, "tree": 0},
     "lists": {"arrays": [], "tree": [[]] * 2_000_000},
     "dicts": {"arrays": [], "tree": [{"dict": []}] * 600_000},
