@@ -26,6 +26,10 @@ SMALL = 2**22
 _VALUES = 2**21
 #: Levels of TOML at most.
 _DEPTH = 32
+#: Characters of TOML at most: Python reads about a million a second.
+_TOML = 2**20
+#: A key of so many parts that reading it takes the square of their number.
+_DEEP_KEY = re.compile(r"""(?<![\w"'.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){64}""")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -215,6 +219,10 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     if text.startswith("\ufeff"):
         raise ValueError("it begins with a byte order mark: save it as UTF-8 without one")
+    if len(text) > _TOML:
+        raise ValueError(f"it is longer than {_TOML} characters")
+    if _DEEP_KEY.search(text):
+        raise ValueError("it has a key of more than 64 parts")
     try:
         tree = tomllib.loads(text, parse_float=_toml_float)
     except RecursionError:

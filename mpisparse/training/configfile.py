@@ -18,7 +18,7 @@ from mpisparse.training.config import CHOICES, RunConfig, optimizer_options
 from mpisparse.training.explain import explain
 
 #: Bytes of a configuration or study at most, and keys below each other.
-_LARGEST = 2**20
+_LARGEST = 2**19
 KEYS = 10
 
 

@@ -438,3 +438,38 @@ def test_a_flipped_bit_among_the_values_is_found_by_their_checksum(path: Path) -
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"^state\.h5 cannot be read: "):
         read_tree(path)
+
+
+# A structure that would cost its reader -------------------------------------------------------------------------------
+
+COSTLY: dict[str, dict[str, Any]] = {
+    "dimensions": {"arrays": [{"dataset": None, "dtype": "float32", "shape": [0] + [2**62] * 200_000}] * 2, "tree": 0},
+    "lists": {"arrays": [], "tree": [[]] * 2_000_000},
+    "dicts": {"arrays": [], "tree": [{"dict": []}] * 600_000},
+    "arrays": {"arrays": [{"dataset": None, "dtype": "float32", "shape": [0]}] * 400_000, "tree": 0},
+    "numbers": {"arrays": [], "tree": [0] * 2_200_000},
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_structure_that_would_cost_its_reader_is_refused_before_it_is_built(name: str, path: Path) -> None:
+    rewrite(path, json.dumps({"version": 1, **COSTLY[name]}).encode())
+    with pytest.raises(
+        CheckpointError, match=r"^state\.h5 is not a sound checkpoint file: the structure is "
+    ) as caught:
+        read_tree(path)
+    assert len(str(caught.value)) < 300
+
+
+def test_what_its_reader_would_refuse_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^state\.h5 cannot be written to .*: the state's structure cannot be"):
+        write_tree(tmp_path / "state.h5", {"list": [0] * 2_200_000})
+
+
+def test_more_names_than_a_structure_has_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpisparse.checkpoint.audit._ARRAYS", 3)
+    with h5py.File(path, "r+") as file:
+        for number in range(2, 5):
+            file["arrays"][f"{number:06d}.loop"] = h5py.SoftLink("/arrays")
+    with pytest.raises(CheckpointError, match="arrays holds 5 names, where a checkpoint holds at most 3"):
+        read_tree(path)

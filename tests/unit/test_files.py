@@ -218,7 +218,8 @@ def test_a_failure_that_is_none_is_refused() -> None:
 HOSTILE = {
     "deep arrays": "a = " + "[" * 5000 + "]" * 5000,
     "deep tables": "a = " + "{a=" * 5000 + "1" + "}" * 5000,
-    "deep keys": ".".join("a" * 5000) + " = 1",
+    "deep keys": ".".join("a" * 200_000) + " = 1",
+    "deep quoted keys": " . ".join(['"a"'] * 50_000) + " = 1",
     "deep headers": "[" + ".".join("a" * 5000) + "]",
     "a long integer": "seed = " + "9" * 5000,
     "a long hexadecimal": "seed = 0x" + "f" * 100_000,
