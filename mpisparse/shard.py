@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -11,6 +10,7 @@ from mpisparse.comm import Communicator, agreed, require_same, world
 from mpisparse.errors import ConfigError
 from mpisparse.loading import Epochs, ShardedLoader, Stream, StreamLoader
 from mpisparse.sampler import check_seed
+from mpisparse.terminal import say
 
 
 def shard(
@@ -46,11 +46,10 @@ def shard(
     if epochs is None:
         return StreamLoader(loader, comm, stream)
     if epochs.lost and comm.rank == 0:
-        print(
+        say(
             f"mpisparse: without a batch size each rank takes one item per step, so {epochs.lost} of an epoch's items "
             f"are not used on {comm.size} ranks",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
     return ShardedLoader(loader, epochs, seed, comm)
 

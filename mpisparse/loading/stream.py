@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from copy import copy
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mpisparse.comm import Communicator
 from mpisparse.errors import ConfigError, alike
+from mpisparse.terminal import say
 
 Stream = Literal["own", "same"]
 
@@ -128,11 +128,10 @@ class StreamLoader:
                 )
         if have.any() and not have.all() and not self._told and self._comm.rank == 0:
             self._told = True
-            print(
+            say(
                 f"mpisparse: the epoch ended after {taken} batches on each rank: "
                 f"{_ranks(~have)} had no more, and what {_ranks(have)} had left was not used",
-                file=sys.stderr,
-                flush=True,
+                error=True,
             )
         return bool(have.all())
 
