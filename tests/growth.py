@@ -6,7 +6,9 @@ import ctypes
 import gc
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -26,13 +28,21 @@ def heap() -> int | None:
 
     With PYTHONMALLOC=malloc in the environment, Python's own objects count.
     """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2"):
+    ask = _mallinfo2()
+    if ask is None:
         return None
-    library.mallinfo2.restype = _Mallinfo2
     gc.collect()
-    found = library.mallinfo2()
+    found = ask()
     return int(found.uordblks + found.hblkhd)
+
+
+@cache
+def _mallinfo2() -> Any:
+    """Return the C library's function, looked up once: a look should leave nothing of its own."""
+    found = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if found is not None:
+        found.restype = _Mallinfo2
+    return found
 
 
 def resident() -> int:
