@@ -12,6 +12,7 @@ from mpisparse.comm import Communicator, from_root, gather_json
 from mpisparse.errors import NonFiniteError
 from mpisparse.phases import NAMES
 from mpisparse.runtime import Preemption
+from mpisparse.runtime.preemption import EXIT_CODE
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
@@ -36,6 +37,11 @@ class Result:
     metrics: dict[str, float]
     totals: dict[str, Any]
     stopped: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """Return what the command exits with, were this its only run."""
+        return EXIT_CODE if self.stopped else 0
 
 
 class Course:

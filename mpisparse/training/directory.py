@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +16,15 @@ import numpy as np
 import torch
 
 from mpisparse.comm import Communicator, from_root
-from mpisparse.errors import ConfigError
+from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.runtime import Surroundings
-from mpisparse.runtime.runlog import replace_file
+from mpisparse.runtime.runlog import last_line, replace_file
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import differences, to_toml, to_tree
 from mpisparse.training.optimum import Optimum
+
+#: How the last start of the run ended, written last; and the version of what it holds.
+_END, _END_SCHEMA = "end.json", 1
 
 #: Keys that a resumed run may change without becoming another run.
 _MAY_CHANGE = (
@@ -52,7 +57,8 @@ def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -
 
 
 def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings) -> None:
-    """Write config.toml and environment.json. For rank 0 alone."""
+    """Write config.toml and environment.json, and remove the record of an earlier end. For rank 0 alone."""
+    (directory / _END).unlink(missing_ok=True)
     environment = {
         **asdict(surroundings),
         "torch": torch.__version__,
@@ -71,6 +77,55 @@ def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings)
 def describe_optimum(directory: Path, optimum: Optimum) -> None:
     """Write optimum.json. For rank 0 alone."""
     replace_file(directory / "optimum.json", lambda file: file.write(json.dumps(asdict(optimum), indent=2) + "\n"))
+
+
+def record_end(comm: Communicator, directory: Path, step: int, exit_code: int = 0, stopped: str = "") -> None:
+    """Write end.json once all ranks have come here: nothing of the run follows. Collective.
+
+    Args:
+        step: optimizer steps done. exit_code: of the command, were this its only run.
+        stopped: why the run ended before its time, with its state saved; empty when it finished.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    comm.barrier()
+
+    def write() -> None:
+        try:
+            _write_end(comm, directory, "stopped" if stopped else "finished", exit_code, step, stopped)
+        except OSError as error:
+            raise CheckpointError(
+                f"{directory / _END}, the record that the run has ended, cannot be written: {error}. The state is "
+                "saved: make room, and start the same command again"
+            ) from error
+
+    from_root(comm, write)
+
+
+def record_failure(comm: Communicator, directory: Path, error: MpiSparseError) -> None:
+    """Write end.json after an error that all ranks raised alike. Does nothing but on rank 0; not collective."""
+    if comm.rank == 0 and error.on_all_ranks:
+        # The error itself is on its way, and says more than a disk that does not take its record.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            last = last_line(directory / "metrics.jsonl")
+            step = int(json.loads(last)["step"]) if last else 0
+            _write_end(comm, directory, "failed", error.exit_code, step, f"{type(error).__name__}: {error}")
+
+
+def _write_end(comm: Communicator, directory: Path, status: str, exit_code: int, step: int, reason: str) -> None:
+    record = {
+        "schema": _END_SCHEMA,
+        "status": status,
+        "exit_code": exit_code,
+        "step": step,
+        "reason": reason,
+        "ranks": comm.size,
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restart": os.environ.get("SLURM_RESTART_COUNT"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    replace_file(directory / _END, lambda file: file.write(json.dumps(record) + "\n"))
 
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:

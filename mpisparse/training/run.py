@@ -17,7 +17,14 @@ from mpisparse.training.build import build_trainer
 from mpisparse.training.config import RunConfig
 from mpisparse.training.console import ignore
 from mpisparse.training.course import Course, Result
-from mpisparse.training.directory import check_same_run, describe_optimum, describe_run, open_directory
+from mpisparse.training.directory import (
+    check_same_run,
+    describe_optimum,
+    describe_run,
+    open_directory,
+    record_end,
+    record_failure,
+)
 from mpisparse.training.kept import Kept
 from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
@@ -79,10 +86,16 @@ def run_training(
                     describe_optimum(directory, optimum)
         preemption = preemption or Preemption()
         preemption.time_limit = config.training.time_limit
-        with checkpointer:
-            run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
-            with closing(run.log):
-                return run.finish(resumed, command, quiet)
+        try:
+            with checkpointer:
+                run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
+                with closing(run.log):
+                    result = run.finish(resumed, command, quiet)
+        except MpiSparseError as error:
+            record_failure(comm, directory, error)
+            raise
+        record_end(comm, directory, trainer.steps_done, result.exit_code, result.stopped)
+        return result
 
 
 def _resume(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,13 @@ def train(folder: Path, out: str, *settings: str, faults: str = "") -> Outcome:
     return run(command(folder, out, *settings), timeout=200, cwd=folder, env={"MPISPARSE_FAULTS": faults})
 
 
+def end_of(directory: Path) -> tuple[str, int, int, str]:
+    """Return what end.json tells."""
+    record = json.loads((directory / "end.json").read_text())
+    assert (record["schema"], record["ranks"]) == (1, SIZE)
+    return record["status"], record["exit_code"], record["step"], record["reason"]
+
+
 def train_and(act: Callable[[int], None], folder: Path, *settings: str) -> Outcome:
     """Return how a run ended whose launcher, by its process number, `act` is let loose on once some steps are done."""
     log = folder / "out" / "metrics.jsonl"
@@ -73,10 +81,12 @@ def test_a_signal_to_a_rank_saves_once_and_the_same_command_goes_on_bit_for_bit(
     verify(tmp_path / "out" / "checkpoints" / "step-00000012")
     assert "stopped after step 12 of 24 (rank 1: SIGUSR1; rank 2: SIGTERM)" in outcome.stderr, outcome.text
     assert read_lines(tmp_path / "out" / "metrics.jsonl")[-1]["kind"] == "stopped"
+    assert end_of(tmp_path / "out") == ("stopped", 75, 12, "rank 1: SIGUSR1; rank 2: SIGTERM")
     assert "test accuracy" not in outcome.stdout
     again = train(tmp_path, "out")
     assert again.code == 0, again.text
     assert "resumed from" in again.stderr
+    assert end_of(tmp_path / "out") == ("finished", 0, 24, "")
     straight = train(tmp_path, "straight")
     assert straight.code == 0, straight.text
     assert_same_end(tmp_path / "straight", tmp_path / "out", SIZE)

@@ -33,7 +33,7 @@ from mpisparse.training.config import (
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console
 from mpisparse.training.data import Dataset, Split
-from mpisparse.training.directory import describe_optimum, describe_run, open_directory
+from mpisparse.training.directory import describe_optimum, describe_run, open_directory, record_end
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
@@ -77,7 +77,9 @@ def run_asynchronous(
             describe_run(directory, config, surroundings)
             if optimum is not None:
                 describe_optimum(directory, optimum)
-    return run.finish(directory, optimum, command, quiet)
+    result = run.finish(directory, optimum, command, quiet)
+    record_end(comm, directory, run.updates)
+    return result
 
 
 class _Run:
