@@ -5,11 +5,14 @@ from __future__ import annotations
 import atexit
 import platform
 import sys
+import threading
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from mpisparse.comm import Communicator, world
+from mpisparse.comm.launcher import promised_size
+from mpisparse.runtime.guard import Guard
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
@@ -56,6 +59,7 @@ def init(
     - Copies that a launcher started side by side without knowing of each other are refused.
     - Threads are set to this rank's share of the cores, unless OMP_NUM_THREADS is set.
     - Rank 0 says on stderr what it found.
+    - A rank whose launcher is gone, or that Ctrl-C finds blocked in MPI, ends within seconds (see `Guard`).
     - A rank that does not come where the others wait for it ends the job, after a time (see `Watchdog`).
 
     Args:
@@ -82,7 +86,7 @@ def start(
     """Return what `init` returns, and what it found."""
     if comm is None:
         comm = world()
-        _end_together(comm, watchdog)
+        _end_together(comm, watchdog, crash_directory.absolute())
         Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
     place = comm.describe()
     places = gather_places(comm, place.node)
@@ -105,13 +109,15 @@ def start(
     return comm, surroundings
 
 
-def _end_together(comm: Communicator, limit: float) -> None:
+def _end_together(comm: Communicator, limit: float, directory: Path) -> None:
     """Have this process end the job if it fails, and wait for the others if it does not. Collective."""
     from mpisparse.comm.abort import install_abort_hook, install_goodbye
 
     # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
     goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
     install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
+    if promised_size() is not None and threading.current_thread() is threading.main_thread():
+        Guard(comm, directory).start()
 
 
 def processor() -> str:

@@ -87,7 +87,7 @@ def run_training(
         preemption = preemption or Preemption()
         preemption.time_limit = config.training.time_limit
         try:
-            with checkpointer:
+            with preemption.holding_interrupts(), checkpointer:
                 run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
                 with closing(run.log):
                     result = run.finish(resumed, command, quiet)
