@@ -9,7 +9,8 @@
     ├── RankMismatchError          70  the ranks hold or do different things
     ├── NonFiniteError             70  a gradient holds NaN or infinity
     ├── HangError                  74  a rank did not come where the others wait for it
-    └── CheckpointError            70  a checkpoint is missing, damaged or does not fit
+    ├── CheckpointError            70  a checkpoint is missing, damaged or does not fit
+    └── RunDirectoryError          70  a file of the run directory cannot be written, or the directory is gone
 
 Every message says what happened, on which rank, the value, the rule, and the way out.
 """
@@ -69,6 +70,10 @@ class HangError(MpiSparseError):
 
 class CheckpointError(MpiSparseError):
     """A checkpoint is missing, damaged, or does not fit the run."""
+
+
+class RunDirectoryError(MpiSparseError):
+    """A file of the run directory cannot be written, or the directory was moved or removed."""
 
 
 Raised = TypeVar("Raised", bound=MpiSparseError)

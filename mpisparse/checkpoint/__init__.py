@@ -10,6 +10,7 @@ sink          the file that HDF5 writes through
 audit         what a file may hold
 hdf5          a tree in a file
 manifest      the files of a checkpoint, and their digests
+claim         which process writes to a directory
 directory     the checkpoints of a run
 saved         one on the disk, to be read by any number of ranks
 shared        one file for all ranks
@@ -25,6 +26,7 @@ writer        one made of another
 """
 
 from mpisparse.checkpoint.checkpointer import Checkpointer
+from mpisparse.checkpoint.claim import Claim, claimed
 from mpisparse.checkpoint.directory import list_checkpoints, step_of
 from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.faulty import FaultyDisk
@@ -40,6 +42,7 @@ from mpisparse.checkpoint.writer import write_alike
 
 __all__ = [
     "Checkpointer",
+    "Claim",
     "Disk",
     "FaultyDisk",
     "FileEntry",
@@ -51,6 +54,7 @@ __all__ = [
     "Restored",
     "Saved",
     "Tally",
+    "claimed",
     "find_checkpoints",
     "find_flaws",
     "list_checkpoints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -54,11 +55,12 @@ class Course:
         checkpointer: Checkpointer,
         optimum: Optimum | None,
         preemption: Preemption,
+        check_claim: Callable[[], None],
     ) -> None:
         per_epoch = trainer.sampler.steps_per_epoch
         self.comm, self.config, self.directory = comm, config, directory
         self.trainer, self.test = trainer, test
-        self.optimum, self.preemption = optimum, preemption
+        self.optimum, self.preemption, self.check_claim = optimum, preemption, check_claim
         # Those done count as they were done, by whatever number of ranks; those left by this one's epochs.
         self.steps = trainer.steps_done + config.training.length.steps(per_epoch) - trainer.progress
         self.log = RunLog(directory, comm, trainer.steps_done)
@@ -124,6 +126,7 @@ class Course:
 
     def _step(self) -> None:
         """Take one step, after asking whether this rank's job is to end."""
+        self.check_claim()
         trainer, begin = self.trainer, perf_counter()
         if self.preemption.reason:
             trainer.optimizer.request_stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mpisparse.checkpoint import Checkpointer, Restored, list_checkpoints, step_of
+from mpisparse.checkpoint import Checkpointer, Restored, claimed, list_checkpoints, step_of
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import Phases
@@ -21,9 +21,9 @@ from mpisparse.training.directory import (
     check_same_run,
     describe_optimum,
     describe_run,
+    failure_recorded,
     open_directory,
     record_end,
-    record_failure,
 )
 from mpisparse.training.kept import Kept
 from mpisparse.training.reshape import Reshaper
@@ -73,29 +73,28 @@ def run_training(
         trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
         directory = open_directory(comm, config, run_dir)
         watchdog.directory = directory.absolute() / "crash"
-        checkpointer = Checkpointer(
-            directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
-        )
-        # Dropout must differ between ranks, and nothing before this may.
-        torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
-        resumed = _resume(comm, trainer, checkpointer, resume, config, allow_changes)
-        with agreed(comm):
-            if comm.rank == 0:
-                describe_run(directory, config, surroundings)
-                if optimum is not None:
-                    describe_optimum(directory, optimum)
-        preemption = preemption or Preemption()
-        preemption.time_limit = config.training.time_limit
-        try:
-            with preemption.holding_interrupts(), checkpointer:
-                run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
+        with claimed(comm, directory) as check_claim:
+            checkpointer = Checkpointer(
+                directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
+            )
+            # Dropout must differ between ranks, and nothing before this may.
+            torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
+            resumed = _resume(comm, trainer, checkpointer, resume, config, allow_changes)
+            with agreed(comm):
+                if comm.rank == 0:
+                    describe_run(directory, config, surroundings)
+                    if optimum is not None:
+                        describe_optimum(directory, optimum)
+            preemption = preemption or Preemption()
+            preemption.time_limit = config.training.time_limit
+            with failure_recorded(comm, directory), preemption.holding_interrupts(), checkpointer:
+                run = Course(
+                    comm, config, directory, trainer, data.test, checkpointer, optimum, preemption, check_claim
+                )
                 with closing(run.log):
                     result = run.finish(resumed, command, quiet)
-        except MpiSparseError as error:
-            record_failure(comm, directory, error)
-            raise
-        record_end(comm, directory, trainer.steps_done, result.exit_code, result.stopped)
-        return result
+            record_end(comm, directory, trainer.steps_done, result.exit_code, result.stopped)
+            return result
 
 
 def _resume(
