@@ -130,10 +130,12 @@ class Claim:
             if not self._is_dead(above / NAME, owner):
                 raise _refusal(above, owner)
         give_up = monotonic() + self._watch + _SETTLED
-        while not self._create(self._path):
+        while True:
             owner = _read(self._path)
             if owner is None:
-                continue  # given back this moment
+                if self._create(self._path):
+                    break
+                continue
             if owner.is_process_of(self._me):
                 return
             if self._is_dead(self._path, owner):
@@ -145,6 +147,7 @@ class Claim:
                 raise _refusal(self.directory, owner)
             sleep(_LOOK)
         self._holds, self._flaw = True, ""
+        self._clear_up()
         self._stop.set()
         self._stop = Event()
         Thread(target=self._touch, args=(self._stop,), name="mpisparse-claim", daemon=True).start()
@@ -207,10 +210,17 @@ class Claim:
         temporary = self.directory / f".{NAME}.{self._me.token}.tmp"
         _write_new(temporary, self._me)
         temporary.replace(self._path)
-        for path in self.directory.glob(".owner-*"):
-            if path != self._slot(self._me):
-                path.unlink(missing_ok=True)
         return True
+
+    def _clear_up(self) -> None:
+        """Remove what takes over from owners that are no more, and what dead processes left on their way."""
+        with suppress(OSError):
+            for path in self.directory.glob(".owner-*"):
+                path.unlink(missing_ok=True)
+            for path in self.directory.glob(f".{NAME}.*.tmp"):
+                left = _read(path)
+                if left is not None and left.has_ended(self._me):
+                    path.unlink(missing_ok=True)
 
     def _is_next(self) -> bool:
         """Return True when the files lead from the owner there is to this process."""

@@ -207,6 +207,7 @@ def test_a_taker_that_died_on_its_way_is_replaced_as_well(tmp_path: Path) -> Non
     write(tmp_path, second)
     (tmp_path / NAME).rename(tmp_path / ".owner-aa")
     write(tmp_path, first)
+    (tmp_path / f".{NAME}.bb.tmp").write_text((tmp_path / ".owner-aa").read_text())
     claim = Claim(tmp_path)
     claim.take()
     assert owner(tmp_path).started not in (1, 2)
