@@ -12,6 +12,7 @@ from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 from types import FrameType, TracebackType
 
 from mpisparse.errors import ConfigError
+from mpisparse.runtime.workers import shield_workers
 
 #: The exit code of a job that saved its state and is to be started again: EX_TEMPFAIL of sysexits.h.
 EXIT_CODE = 75
@@ -64,6 +65,7 @@ class Preemption:
         self._signal = ""
         self._holds = interrupts
         self._interrupted: float | None = None
+        self._process = os.getpid()
         self._before: dict[signal.Signals, object] = {}
         self._started = monotonic() - _age()
         self._stepped: float | None = None
@@ -127,6 +129,7 @@ class Preemption:
             self._holds = before
 
     def __enter__(self) -> Preemption:
+        shield_workers()
         # Python lets the main thread alone take over signals; ranks that are threads do without.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
@@ -142,6 +145,12 @@ class Preemption:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A child that was forked this moment, and has not forgotten its parent's handlers yet.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         if number == signal.SIGINT:
             now = monotonic()
             again = self._interrupted is not None and now - self._interrupted >= SAME_INTERRUPT

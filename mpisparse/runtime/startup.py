@@ -16,6 +16,7 @@ from mpisparse.runtime.guard import Guard
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
+from mpisparse.runtime.workers import shield_workers
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def start(
 ) -> tuple[Communicator, Surroundings]:
     """Return what `init` returns, and what it found."""
     if comm is None:
+        shield_workers()
         comm = world()
         _end_together(comm, watchdog, crash_directory.absolute())
         Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
