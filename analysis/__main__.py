@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
+from typing import TextIO
 
 import click
 
-from analysis.load import load_run
-from analysis.table import rows_of, to_markdown
+from analysis.markdown import number
+from analysis.table import read_runs, rows_of, to_markdown
+from analysis.terminal import say, say_markdown, say_usage
 
 #: Warnings that are printed; the page has all.
 _SAID = 20
@@ -22,12 +25,18 @@ def cli() -> None:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 def table(runs: tuple[Path, ...]) -> None:
-    """Print a Markdown table of RUNS; runs that differ in the seed alone make one row."""
+    """Print a Markdown table of RUNS; runs that differ in the seed alone make one row.
+
+    RUNS are run directories, sweep directories, or parents of them; what is none is left out.
+    """
     try:
-        click.echo(to_markdown(rows_of(load_run(run) for run in runs)))
+        found, left_out = read_runs(runs)
     except ValueError as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
+    for line in left_out:
+        say(f"analysis: left out: {line}", error=True)
+    say_markdown(to_markdown(rows_of(found)))
 
 
 @cli.command()
@@ -44,12 +53,12 @@ def paper(runs: tuple[Path, ...], output: Path) -> None:
     try:
         written, left_out = build_page(runs, output)
     except (ValueError, OSError) as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
     for line in left_out:
-        click.echo(f"analysis: left out: {line}", err=True)
+        say(f"analysis: left out: {line}", error=True)
     pictures = sum(path.suffix == ".png" for path in written)
-    click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
+    say(f"{number(pictures, 'figure')} and the page: {output / 'index.html'}")
 
 
 @cli.command()
@@ -68,16 +77,16 @@ def report(runs: tuple[Path, ...], output: Path, extra_p: Path | None, mllog: Pa
     from analysis.report.build import build_report
 
     try:
-        written, warnings = build_report(runs, output, extra_p=extra_p, mllog=mllog)
+        written, problems = build_report(runs, output, extra_p=extra_p, mllog=mllog)
     except (ValueError, OSError) as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
-    for line in warnings[:_SAID]:
-        click.echo(f"analysis: {line}", err=True)
-    if warnings[_SAID:]:
-        click.echo(f"analysis: and {len(warnings) - _SAID} more warnings, see the page", err=True)
+    for line in problems[:_SAID]:
+        say(f"analysis: {line}", error=True)
+    if problems[_SAID:]:
+        say(f"analysis: and {number(len(problems) - _SAID, 'more warning')}, see the page", error=True)
     pictures = sum(path.suffix == ".png" for path in written)
-    click.echo(f"{pictures} figure{'s' * (pictures != 1)} and the page: {output / 'index.html'}")
+    say(f"{number(pictures, 'figure')} and the page: {output / 'index.html'}")
 
 
 @cli.command()
@@ -89,29 +98,67 @@ def compare(one: Path, other: Path) -> None:
     from analysis.compare import to_text
 
     try:
-        click.echo(to_text(compared(one, other)))
+        say_markdown(to_text(compared(one, other)))
     except ValueError as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Print once, and end.")
-@click.option("--every", default=1.0, show_default=True, help="Seconds between looks.")
-def tail(run: Path, once: bool, every: float) -> None:
+@click.option(
+    "--every",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 3600, min_open=True),
+    help="Seconds between looks.",
+)
+@click.option(
+    "--wait",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait for a run that is about to begin.",
+)
+def tail(run: Path, once: bool, every: float, wait: float) -> None:
     """Follow RUN while it goes on. Ends when the run has ended (exit code 0), failed or stalled (1)."""
     from analysis.tail import follow
 
     try:
-        state = follow(run, once=once, every=every)
+        state = follow(run, once=once, every=every, wait=wait)
     except ValueError as error:
-        click.echo(f"analysis: {error}", err=True)
+        say(f"analysis: {error}", error=True)
         sys.exit(78)
     except KeyboardInterrupt:
         return
     sys.exit(1 if state.startswith(("failed", "stalled")) else 0)
 
 
+def main() -> None:
+    """Run the command line; what is wrong with it is said as it is, and so are warnings."""
+    warnings.showwarning = _warn
+    try:
+        cli.main(prog_name="python -m analysis", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        say_usage(error)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    say(f"analysis: {message}", error=True)
+
+
 if __name__ == "__main__":
-    cli()
+    main()

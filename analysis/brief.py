@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.columns import PHASES, Columns, read_columns
+from analysis.files import parse_toml, read_json, read_text
+from analysis.markdown import number
 from analysis.waiting import Waiting, read_waiting
 
 Array = NDArray[np.float64]
@@ -108,10 +108,10 @@ def read_brief(directory: Path) -> Brief:
     if (directory / "failed.json").exists():
         raise ValueError("failed, see its failed.json")
     try:
-        config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+        config = parse_toml(read_text(directory / "config.toml"))
         if "asynchronous" in config:
             raise ValueError("an asynchronous run, which has no steps")
-        environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
+        environment = read_json(directory / "environment.json")
         columns = read_columns(directory / "metrics.jsonl")
         ranks = int(environment["ranks"])
     except (OSError, KeyError, TypeError) as error:
@@ -126,12 +126,14 @@ def _brief(directory: Path, config: dict[str, Any], environment: dict[str, Any],
     total = columns.seconds.sum(axis=1, dtype=np.float64)
     steady &= np.isfinite(total)
     if not steady.any():
-        raise ValueError(f"has {len(step)} steps, none of them after the warm-up")
+        raise ValueError(f"has {number(len(step), 'step')}, none of them after the warm-up")
     if np.count_nonzero(steady) < 20:
-        problems.append(f"only {np.count_nonzero(steady)} steps after the warm-up: medians are uncertain")
+        few = number(int(np.count_nonzero(steady)), "step")
+        problems.append(f"only {few} after the warm-up: medians are uncertain")
     gaps = int(step[-1] - step[0] + 1 - len(step)) + int(step[0] - 1)
     if gaps:
-        problems.append(f"metrics.jsonl: {gaps:,} steps are missing; sums over the run lack them")
+        verb = "is" if gaps == 1 else "are"
+        problems.append(f"metrics.jsonl: {number(gaps, 'step')} {verb} missing; sums over the run lack them")
     state = "finished" if _finished(columns) else "going on"
     if state == "going on":
         problems.append("still going on, or stopped before its end: it counts with the steps it has")

@@ -5,7 +5,6 @@ A run's lines as objects take ten times more memory than its numbers; `analysis.
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
 from collections.abc import Iterator
@@ -17,9 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.files import open_regular, parse_json
 from analysis.load import SCHEMA
+from analysis.markdown import number
 
 Array = NDArray[np.float64]
+
+#: Bytes of a line at most.
+_LINE = 2**20
 
 #: Phases of a step, in the order it happens (docs/run-directory.md).
 PHASES = ("data", "compute", "agree", "sparsify", "encode", "exchange", "decode", "apply")
@@ -65,9 +69,10 @@ def read_columns(path: Path) -> Columns:
     table = np.frombuffer(numbers, np.float64).reshape(-1, len(KEYS))
     phases = np.frombuffer(seconds, np.float32).reshape(-1, len(PHASES))
     last = _last_course(table[:, 0])
-    if not last.all():
+    if again := int(np.count_nonzero(~last)):
         problems.append(
-            f"{path.name}: {np.count_nonzero(~last):,} steps were made again after a resume; the last count"
+            f"{path.name}: {number(again, 'step')} {'was' if again == 1 else 'were'} made again after a resume; "
+            "the last count"
         )
         table, phases = table[last], phases[last]
     phases = _without_negative(phases, path, problems)
@@ -84,13 +89,16 @@ def read_lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         ValueError: a line is of another schema.
     """
     bad = 0
-    with path.open("rb") as file:
-        for raw in file:
+    with open_regular(path) as file:
+        for raw in iter(lambda: file.readline(_LINE), b""):
+            if len(raw) == _LINE and not raw.endswith(b"\n"):
+                problems.append(f"{path.name}: a line longer than {_LINE} bytes and what follows it are left out")
+                break
             if not raw.endswith(b"\n"):
                 problems.append(f"{path.name}: the last line is torn and left out")
                 break
             try:
-                line = json.loads(raw)
+                line = parse_json(raw, constants=True)
             except ValueError:
                 line = None
             if not isinstance(line, dict):
@@ -120,7 +128,9 @@ def _without_negative(seconds: NDArray[np.float32], path: Path, problems: list[s
     negative = np.asarray((seconds < 0).any(axis=1))
     if not negative.any():
         return seconds
-    problems.append(f"{path.name}: {np.count_nonzero(negative):,} steps of negative time have no time in this report")
+    problems.append(
+        f"{path.name}: {number(int(np.count_nonzero(negative)), 'step')} of negative time have no time in this report"
+    )
     return np.where(negative[:, None], np.float32(math.nan), seconds)
 
 

@@ -14,7 +14,7 @@ from analysis.brief import Brief
 from analysis.columns import PHASES
 from analysis.drawing.curve import Array
 from analysis.many import read_briefs
-from analysis.markdown import bullets, table
+from analysis.markdown import bullets, code, table, text
 from analysis.report.tables import bytes_text, limits, time_text
 from analysis.study import differing, in_words
 
@@ -128,8 +128,8 @@ def to_text(found: Comparison) -> str:
     ]  # fmt: skip
     parts = [
         f"A: {_named(found.one)}  \nB: {_named(found.other)}",
-        f"They differ in: {found.keys or 'nothing but the seed'}",
-        f"They ran on other things: {found.surroundings}" if found.surroundings else "",
+        f"They differ in: {text(found.keys or 'nothing but the seed')}",
+        f"They ran on other things: {text(found.surroundings)}" if found.surroundings else "",
         table(["", "A", "B", "B / A"], rows),
         table(["training loss at equal", "", "A", "B", ""], [_loss_row(each) for each in found.losses]),
         bullets(verdicts(found)),
@@ -179,4 +179,4 @@ def _spread(values: Array) -> str:
 
 
 def _named(group: Sequence[Brief]) -> str:
-    return f"`{group[0].directory}`" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+    return code(group[0].directory) + (f" and {len(group) - 1} more" if len(group) > 1 else "")

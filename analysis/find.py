@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import os
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from analysis.files import parse_toml, read_json, read_text
 
 #: What marks a directory as that of a run, and as that of a sweep.
 _RUN, _SWEEP = "config.toml", "study.toml"
@@ -70,10 +71,10 @@ def load_sweep(directory: Path) -> Sweep:
         ValueError: a file is not what this version reads.
     """
     try:
-        study = tomllib.loads((directory / _SWEEP).read_text(encoding="utf-8"))
+        study = parse_toml(read_text(directory / _SWEEP))
         about: dict[str, Any] = {}
         if (directory / "sweep.json").exists():
-            about = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
+            about = read_json(directory / "sweep.json")
         name = str(about.get("study", study.get("name", directory.name)))
         runs = int(about["runs"]) if "runs" in about else _rows(directory / "runs.csv")
         return Sweep(directory, name, bool(about.get("reduced", False)), runs)
@@ -84,8 +85,7 @@ def load_sweep(directory: Path) -> Sweep:
 def _rows(path: Path) -> int:
     if not path.exists():
         return 0
-    with path.open(encoding="utf-8", newline="") as file:
-        return sum(1 for _ in csv.DictReader(file))
+    return sum(1 for _ in csv.DictReader(io.StringIO(read_text(path), newline="")))
 
 
 def _walk(path: Path) -> Iterator[tuple[Path, list[str]]]:

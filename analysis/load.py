@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.files import parse_json, parse_toml, read_json, read_text
+
 SCHEMA = 1
+
+#: Bytes of a run log at most.
+LOG = 2**31
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,14 @@ def load_run(directory: Path) -> Run:
     """
     try:
         failed = _optional(directory / "failed.json")
-        config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+        config = parse_toml(read_text(directory / "config.toml"))
         if failed is None:
-            environment = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
-            text = (directory / "metrics.jsonl").read_text(encoding="utf-8")
+            environment = _object(directory / "environment.json")
+            text = read_text(directory / "metrics.jsonl", LOG)
         else:
             environment = _optional(directory / "environment.json") or {}
             metrics = directory / "metrics.jsonl"
-            text = metrics.read_text(encoding="utf-8") if metrics.exists() else ""
+            text = read_text(metrics, LOG) if metrics.exists() else ""
         optimum = _optional(directory / "optimum.json")
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} is no run directory that can be read: {error}") from error
@@ -80,21 +83,30 @@ def _optional(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, None if there is no such file."""
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    return _object(path)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no object")
     return content
 
 
 def _lines(path: Path, text: str) -> list[dict[str, Any]]:
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
+    lines = text.split("\n")
+    if lines.pop():
         warnings.warn(f"{path}: the last line is torn and left out; the run may still be going on", stacklevel=3)
-        lines.pop()
     found = []
     for number, line in enumerate(lines, start=1):
         try:
-            found.append(json.loads(line))
+            found.append(_line(parse_json(line, constants=True)))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     return found
+
+
+def _line(line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict) or not {"schema", "kind", "step"} <= line.keys():
+        raise ValueError("no object with schema, kind and step")
+    return line

@@ -29,7 +29,7 @@ def read_briefs(paths: Iterable[Path]) -> tuple[list[Brief], list[str]]:
         else:
             briefs.append(outcome)
     if not briefs:
-        reasons = "".join(f"\n  {line}" for line in left_out[:5])
+        reasons = "".join(f"; {line}" for line in left_out[:5])
         raise ValueError(f"no run that a report can be made of below {', '.join(map(str, paths))}{reasons}")
     return briefs, left_out
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.bootstrap import DRAWS, Interval, drawn_medians, interval, median_of
 from analysis.brief import Brief
+from analysis.markdown import number
 from analysis.model.laws import Law, amdahl, gustafson, karp_flatt
 
 Array = NDArray[np.float64]
@@ -81,7 +82,7 @@ def _kind(runs: dict[int, list[Brief]]) -> tuple[str, str]:
         return "strong", ""
     if _alike([all_ranks / ranks for ranks, all_ranks in samples.items()]):
         return "weak", ""
-    told = ", ".join(f"{count:g} on {ranks} ranks" for ranks, count in samples.items())
+    told = ", ".join(f"{count:g} on {number(ranks, 'rank')}" for ranks, count in samples.items())
     return "single", (
         f"the samples of a step change with the ranks, and not in proportion ({told}): this is neither strong nor weak "
         "scaling. Give training.global_batch for the one, training.batch for the other"

@@ -184,8 +184,12 @@ def _surroundings(group: Sequence[Brief]) -> Iterator[str]:
         if len(values) > 1:
             ranks = {json.dumps(value): sorted({b.ranks for b in group if b.surroundings.get(key) == value})
                      for value in values}  # fmt: skip
-            told = [f"{_value(value)} (on {', '.join(map(str, ranks[json.dumps(value)]))} ranks)" for value in values]
+            told = [f"{_value(value)} (on {_on(ranks[json.dumps(value)])})" for value in values]
             yield f"{key} differ: {'; '.join(told)}"
+
+
+def _on(ranks: Sequence[int]) -> str:
+    return f"{', '.join(map(str, ranks))} rank{'' if ranks == [1] else 's'}"
 
 
 def _nested(values: Sequence[Any]) -> bool:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from analysis.load import Run
+from analysis.find import find
+from analysis.load import Run, load_run
+from analysis.markdown import table
 
 #: Phases in which a rank works or waits for the exchange, beside computing the gradient.
 _EXCHANGE = ("agree", "sparsify", "encode", "exchange", "decode")
+
+_COLUMNS = [
+    "run", "ranks", "repeats", "test accuracy", "test loss", "into each rank", "dense / this", "seconds", "exchange",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,39 @@ class Row:
     exchange_share: float
 
 
+def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs below some paths that have an evaluation, each once, and lines on what is left out.
+
+    Raises:
+        ValueError: a path does not exist, or there is no such run.
+    """
+    paths = list(paths)
+    found = find(paths)
+    runs, left_out = [], [f"{file} is no run directory" for file in found.files if file in paths]
+    left_out += [f"{path} holds no run" for path in paths if path.is_dir() and not _holds(path, found.runs)]
+    for directory in found.runs:
+        try:
+            with warnings.catch_warnings(record=True) as noted:
+                warnings.simplefilter("always")
+                run = load_run(directory)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            left_out.append(str(error) if isinstance(error, ValueError) else f"{directory} cannot be read: {error!r}")
+            continue
+        if run.evaluations and run.steps:
+            runs.append(run)
+            left_out += [str(note.message) for note in noted]
+        else:
+            left_out.append(f"{directory} has no {'evaluation' if run.steps else 'steps'}")
+    if not runs:
+        listed = ", ".join(map(str, paths[:5])) + (", ..." if len(paths) > 5 else "")
+        raise ValueError("; ".join([f"there is no run with an evaluation in {listed}", *left_out[:5]]))
+    return runs, left_out
+
+
+def _holds(path: Path, runs: Iterable[Path]) -> bool:
+    return any(run == path or path in run.parents for run in runs)
+
+
 def rows_of(runs: Iterable[Run]) -> list[Row]:
     """Return a row for each configuration, in the order in which they come; runs without an evaluation are left out."""
     groups: dict[str, list[Run]] = {}
@@ -43,17 +84,21 @@ def rows_of(runs: Iterable[Run]) -> list[Row]:
 
 def to_markdown(rows: Iterable[Row]) -> str:
     """Return the rows as a Markdown table; means with standard deviations over the runs of a row."""
-    lines = [
-        "| run | ranks | repeats | test accuracy | test loss | into each rank | dense / this | seconds | exchange |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    return table(_COLUMNS, (_cells(row) for row in rows), right=True)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.name,
+        str(row.ranks),
+        str(len(row.accuracy)),
+        f"{_spread(row.accuracy, 100, 2)} %",
+        _spread(row.loss, 1, 4),
+        f"{row.received / 1e6:.1f} MB",
+        f"{row.dense_ratio:.1f}",
+        f"{row.seconds:.0f}",
+        f"{row.exchange_share:.0%}",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row.name} | {row.ranks} | {len(row.accuracy)} | {_spread(row.accuracy, 100, 2)} % | "
-            f"{_spread(row.loss, 1, 4)} | {row.received / 1e6:.1f} MB | {row.dense_ratio:.1f} | {row.seconds:.0f} | "
-            f"{row.exchange_share:.0%} |"
-        )
-    return "\n".join(lines)
 
 
 def _identity(run: Run) -> str:

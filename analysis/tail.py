@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from analysis.files import open_regular, parse_json, read_json
+from analysis.markdown import number
 from analysis.report.tables import bytes_text, time_text
+from analysis.terminal import Screen
 
 #: Steps that rates and means are of; seconds without a line after which a run counts as stalled, and how many times the
 #: usual pause between lines that has to be.
@@ -51,6 +53,22 @@ class Progress:
         total = sum(sum(line["seconds"].values()) for line in self.recent)
         return total / len(self.recent) if self.recent else 0.0
 
+    def has_begun(self) -> bool:
+        """Return True once there is a log, or word that the run failed before it had one.
+
+        Raises:
+            ValueError: what is there is no run, and will be none.
+        """
+        if (self.directory / "metrics.jsonl").exists() or (self.directory / "failed.json").exists():
+            return True
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"{self.directory} is a file: give the directory of a run")
+        runs = sorted(path.parent.name for path in self.directory.glob("*/config.toml"))
+        if runs:
+            named = ", ".join(runs[:5]) + (", ..." if len(runs) > 5 else "")
+            raise ValueError(f"{self.directory} holds runs, {named}: give one of them")
+        return False
+
     def look(self) -> None:
         """Read what was added to the log.
 
@@ -70,9 +88,9 @@ class Progress:
         if self.modified and about.st_mtime > self.modified:
             self.pause = max(0.5 * self.pause, about.st_mtime - self.modified)
         self.modified = about.st_mtime
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(self.offset)
-            for raw in file:
+            for raw in iter(lambda: file.readline(_LINE), b""):
                 if not raw.endswith(b"\n"):
                     break
                 self.offset += len(raw)
@@ -84,8 +102,10 @@ class Progress:
 
     def _take(self, raw: bytes) -> None:
         try:
-            line = json.loads(raw)
+            line = parse_json(raw, constants=True)
         except ValueError:
+            return
+        if not isinstance(line, dict):
             return
         kind = line.get("kind")
         if kind == "start":
@@ -102,7 +122,7 @@ class Progress:
         """Return in words whether the run goes on, has ended, or seems to have stopped; `now` is in Unix seconds."""
         failed = self.directory / "failed.json"
         if failed.exists():
-            return f"failed: {json.loads(failed.read_text(encoding='utf-8')).get('message', 'see failed.json')}"
+            return f"failed: {_message(failed)}"
         if self.ended:
             return "ended"
         if not self.modified:
@@ -113,13 +133,26 @@ class Progress:
         return "running"
 
 
+#: Bytes of a line at most.
+_LINE = 2**20
+
+
+def _message(failed: Path) -> str:
+    """Return what a failed.json says, or that it cannot be read."""
+    try:
+        content = read_json(failed)
+        return str(content["message"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{failed.name} cannot be read: {error!r:.200}"
+
+
 def show(progress: Progress, now: float) -> Table:
     """Return what is known of the run as a table."""
     table = Table(title=str(progress.directory), show_header=False, title_justify="left")
     table.add_row("state", progress.state(now))
     aim = progress.aim or None
     share = f" of {aim:,} ({progress.step / aim:.0%})" if aim else ""
-    table.add_row("steps", f"{progress.step:,}{share}, {progress.ranks} rank{'s' * (progress.ranks != 1)}")
+    table.add_row("steps", f"{progress.step:,}{share}, {number(progress.ranks, 'rank')}")
     each = progress.seconds_a_step
     if progress.recent:
         left = max(0, progress.aim - progress.step) * each
@@ -130,14 +163,16 @@ def show(progress: Progress, now: float) -> Table:
     if progress.evaluation:
         line = progress.evaluation
         told = [f"{key} {line[key]:.4g}" for key in ("loss", "accuracy", "suboptimality") if line.get(key) is not None]
-        table.add_row("evaluation", f"{', '.join(told)} after {line['step']:,} steps")
+        table.add_row("evaluation", f"{', '.join(told)} after {number(line['step'], 'step')}")
     return table
 
 
 def _add_numbers(table: Table, progress: Progress) -> None:
     losses = [line["loss"] for line in progress.recent if line.get("loss") is not None]
     if losses:
-        table.add_row("training loss", f"{losses[-1]:.4f}, mean of the last {len(losses)} steps {_mean(losses):.4f}")
+        table.add_row(
+            "training loss", f"{losses[-1]:.4f}, mean of the last {number(len(losses), 'step')} {_mean(losses):.4f}"
+        )
     count = sum(line["count"] for line in progress.recent)
     entries = sum(line["entries"] for line in progress.recent)
     if entries:
@@ -153,17 +188,25 @@ def follow(
     *,
     once: bool = False,
     every: float = 1.0,
+    wait: float = 600.0,
     console: Console | None = None,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> str:
     """Show a run until it has ended or stalled, and return its state. Without a terminal, print when a step was added.
 
+    Args:
+        once: print once; no waiting.
+        every: seconds between looks.
+        wait: seconds at most until a run that is about to begin has a log.
+
     Raises:
-        ValueError: there is no run in the directory.
+        ValueError: there is no run in the directory, and none has begun in that time.
     """
-    console = console or Console()
+    console = console or Screen()
     progress = Progress(directory)
+    if not once:
+        _wait_for(progress, console, every, wait, sleep)
     progress.look()
     if once or not console.is_terminal:
         return _print(progress, console, once, every, clock, sleep)
@@ -173,6 +216,23 @@ def follow(
             progress.look()
             live.update(show(progress, clock()), refresh=True)
     return progress.state(clock())
+
+
+def _wait_for(progress: Progress, console: Console, every: float, wait: float, sleep: Callable[[float], None]) -> None:
+    """Return when the run has a log; a line says what is waited for."""
+    waited = 0.0
+    while not progress.has_begun():
+        what = "its log" if (progress.directory / "config.toml").exists() else "a run to begin there"
+        if not waited < wait:
+            raise ValueError(
+                f"{progress.directory}: waited {wait:g} s for {what}, and nothing came: give the directory of a run, "
+                "or a longer --wait"
+            )
+        if not waited:
+            line = f"{progress.directory}: waiting for {what}, for {wait:g} s at most"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        sleep(every)
+        waited += every
 
 
 def _print(
@@ -192,10 +252,10 @@ def _print(
             each, shown = progress.seconds_a_step, progress.step
             loss = progress.recent[-1].get("loss")
             told = "" if loss is None else f", loss {loss:.4f}"
-            console.print(f"step {shown:,} of {progress.aim:,}{told}, {time_text(each)} a step", highlight=False)
+            console.print(f"step {shown:,} of {progress.aim:,}{told}, {time_text(each)} a step")
     state = progress.state(clock())
     if not once:
-        console.print(state, highlight=False)
+        console.print(state)
     return state
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.columns import read_lines
+from analysis.markdown import number
 
 Array = NDArray[np.float64]
 
@@ -66,7 +67,7 @@ def read_waiting(directory: Path, ranks: int, warm_up: int, steps: int, problems
             missing.append(rank)
     if missing:
         named = ", ".join(str(rank) for rank in missing[:5]) + (", ..." if len(missing) > 5 else "")
-        problems.append(f"ranks/: {len(missing)} of {ranks} ranks have no file ({named})")
+        problems.append(f"ranks/: {len(missing)} of {number(ranks, 'rank')} have no file ({named})")
     if len(missing) == ranks or not np.nansum(totals[:, 3]):
         return None
     if np.nanmin(totals[:, 3]) < np.nanmax(totals[:, 3]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,10 @@ code {{ font-size: 0.92em; }}
 _TYPES = {"svg": "image/svg+xml", "csv": "text/csv"}
 
 
+#: A file beside the page.
+_BESIDE = re.compile(r"[\w.-]+\.(png|svg|csv)")
+
+
 def to_html(markdown: str, cells: Mapping[str, str] | None = None) -> str:
     """Return a page of HTML from Markdown whose first line is its title; HTML inside is shown as text.
 
@@ -46,13 +51,24 @@ def to_html(markdown: str, cells: Mapping[str, str] | None = None) -> str:
         cells: the CSS class of table cells that hold exactly a text.
     """
     title = markdown.partition("\n")[0].removeprefix("# ")
-    body = str(MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown))
+    body = str(_reader().render(markdown))
     for text, kind in (cells or {}).items():
         body = body.replace(f"<td>{text}</td>", f'<td class="{kind}">{text}</td>')
-    return f"{_HEAD.format(title=title)}{body}</body>\n</html>\n"
+    return f"{_HEAD.format(title=html.escape(title))}{body}</body>\n</html>\n"
 
 
-def folded(html: str, directory: Path) -> str:
+def _reader() -> MarkdownIt:
+    """Return a reader that shows HTML as text, and follows links and pictures to files beside the page alone."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    setattr(reader, "validateLink", _is_beside)  # noqa: B010  a method of the reader, which asks it for each link
+    return reader
+
+
+def _is_beside(target: str) -> bool:
+    return _BESIDE.fullmatch(target) is not None
+
+
+def folded(page: str, directory: Path) -> str:
     """Return the page with its figures and their CSV inside, so that it can be sent as one file.
 
     Raises:
@@ -66,8 +82,8 @@ def folded(html: str, directory: Path) -> str:
         name = f"{match[1]}.{match[2]}"
         return f'<a download="{name}" href="{_inside(directory / match[1], match[2])}"'
 
-    html = re.sub(r'<img src="([\w.-]+)\.png"', picture, html)
-    return re.sub(r'<a href="([\w.-]+)\.(svg|csv)"', link, html)
+    page = re.sub(r'<img src="([\w.-]+)\.png"', picture, page)
+    return re.sub(r'<a href="([\w.-]+)\.(svg|csv)"', link, page)
 
 
 def _inside(path: Path, kind: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from rich.console import Console
+from click.core import ParameterSource
 
 from jobs.local import MPIRUN, make_here
 from jobs.plan import Batch, plan
@@ -26,7 +26,9 @@ from jobs.render import SUBMIT, render
 from jobs.site import Site, find_site, read_site
 from jobs.status import read_queue, read_status, to_data, to_table
 from mpisparse.errors import ConfigError, MpiSparseError
+from mpisparse.terminal import Screen, say, say_usage
 from mpisparse.training.study import Launch, Study, read_study
+from mpisparse.words import counted
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -72,15 +74,17 @@ def submit(
     plans = _with_ranks(read_study(study, reduced=reduced, settings=settings), ranks)
     directory = (render_to or run_dir or (site.scratch or Path("runs")) / plans.name).absolute()
     numbers = plans.launch.ranks if plans.launch else []
+    if (file := next((place for place in (directory, *directory.parents) if place.is_file()), None)) is not None:
+        raise ConfigError(f"cannot write to the study's directory {directory}: {file} is a file, use another --run-dir")
     _refuse_while_queued(directory)
     batches = plan(plans, look_around(plans, directory, numbers, retry=retry))
     if not batches and numbers:
-        click.echo(f"all runs of {plans.name} in {directory} are made")
+        say(f"all runs of {plans.name} in {directory} are made")
         return
     options = _options(settings, reduced, retry)
     if local:
         prepare(plans, directory, batches, {})
-        raise SystemExit(make_here(directory, batches, options, launcher, click.echo))
+        raise SystemExit(make_here(directory, batches, options, launcher, _typed(click.get_current_context())))
     _submit(plans, directory, batches, site, options, render_to is not None, test_only)
 
 
@@ -93,12 +97,14 @@ def status(directory: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_data(found), indent=2))
     else:
-        Console(highlight=False).print(to_table(found, str(directory)))
+        Screen().print(to_table(found, str(directory)))
 
 
 def _submit(
     study: Study, directory: Path, batches: list[Batch], site: Site, options: list[str], only_render: bool, test: bool
 ) -> None:
+    if not only_render:
+        site.require_filled()
     files = render(study.name, batches, site, directory, CHECKOUT, options)
     if not only_render:
         find_command("sbatch")
@@ -106,13 +112,14 @@ def _submit(
     command = ["bash", str(directory / SUBMIT), *(["--test-only"] if test else [])]
     runs = sum(len(batch.runs) for batch in batches)
     if only_render:
-        click.echo(f"{runs} runs in {len(batches)} jobs or arrays; to submit them: {shlex.join(command)}")
+        jobs = counted(len(batches), "job or array", "jobs or arrays")
+        say(f"{counted(runs, 'run')} in {jobs}; to submit them: {shlex.join(command)}")
         return
     code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
     if code:
         raise ConfigError(f"{shlex.join(command)} ended with exit code {code}: what sbatch said is above")
     if not test:
-        click.echo(f"{runs} runs to make; python -m jobs status {shlex.quote(str(directory))}")
+        say(f"{counted(runs, 'run')} to make; python -m jobs status {shlex.quote(str(directory))}")
 
 
 def _with_ranks(study: Study, ranks: str | None) -> Study:
@@ -131,6 +138,21 @@ def _options(settings: tuple[str, ...], reduced: bool, retry: bool) -> list[str]
     """Return what every `mpisparse sweep` has to be told to read the same study."""
     words = [word for setting in settings for word in ("--set", setting)]
     return [*words, *(["--reduced"] if reduced else []), *(["--retry"] if retry else [])]
+
+
+def _typed(context: click.Context) -> str:
+    """Return the command that was typed, for a shell."""
+    words = ["python", "-m", "jobs", str(context.info_name)]
+    for option in context.command.params:
+        name, given = str(option.name), context.params.get(str(option.name))
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(option, click.Argument):
+            words.append(str(given))
+        else:
+            for value in given if isinstance(given, tuple) else (given,):
+                words += option.opts[:1] if value is True else [option.opts[0], str(value)]
+    return shlex.join(words)
 
 
 def _refuse_while_queued(directory: Path) -> None:
@@ -152,9 +174,16 @@ def _refuse_while_queued(directory: Path) -> None:
 def main() -> None:
     """Run the command line; what is wrong is said in one line."""
     try:
-        cli.main(prog_name="python -m jobs")
+        cli.main(prog_name="python -m jobs", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except click.ClickException as error:
+        say_usage(error)
+        raise SystemExit(error.exit_code) from None
+    except (click.Abort, KeyboardInterrupt):
+        raise SystemExit(130) from None
     except MpiSparseError as error:
-        click.echo(f"jobs: {type(error).__name__}: {error}", err=True)
+        say(f"jobs: {type(error).__name__}: {error}", error=True)
         raise SystemExit(error.exit_code) from None
 
 

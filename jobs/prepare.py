@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.plan import Batch
 from jobs.render import SUBMIT
 from mpisparse.errors import ConfigError
+from mpisparse.files import write_text
 from mpisparse.training.study import Study
 from mpisparse.training.sweepfiles import claim, look_up
 
@@ -49,7 +50,8 @@ def prepare(study: Study, directory: Path, batches: Iterable[Batch], files: dict
             for run in batch.runs:
                 (state / str(run.index)).unlink(missing_ok=True)
         for name, text in files.items():
-            (directory / name).write_text(text, encoding="utf-8")
+            # Paths in the script are those of the disk, also where they are no UTF-8.
+            write_text(directory / name, text, errors="surrogateescape")
         if SUBMIT in files:
             (directory / SUBMIT).chmod(0o755)
     except OSError as error:

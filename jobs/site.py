@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.errors import ConfigError
+from mpisparse.files import read_text
 from mpisparse.training.section import unknown_key
 
 SITES = Path(__file__).resolve().parent / "sites"
@@ -35,6 +36,12 @@ _OURS = {
     "MPISPARSE_CPUS_PER_RANK",
     "MPISPARSE_SCRATCH",
 }
+#: What people and templates write where a value is still to come: CHANGE_ME, <project>, your-account, mXXXX, TODO.
+_PLACEHOLDER = re.compile(
+    r"(?<![a-z])(change|replace|fill)[-_ ]?(me|this|in)(?![a-z])|<[^<>]*>|(?<![a-z])todo(?![a-z])|fixme|placeholder"
+    r"|x{4,}|(?<![a-z])(my|your)[-_ ]?(project|account|partition|allocation|budget|group|queue)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +51,7 @@ class Site:
     options: of sbatch, those that hold for every job.
     cpus_per_rank: CPUs as Slurm counts them; None leaves it to the site.
     scratch: where studies are written, if the site says so.
+    unfilled: lines whose value stands for one that somebody has to fill in, each with its place.
     """
 
     path: Path
@@ -51,6 +59,19 @@ class Site:
     ranks_per_node: int = 1
     cpus_per_rank: int | None = None
     scratch: Path | None = None
+    unfilled: tuple[str, ...] = ()
+
+    def require_filled(self) -> None:
+        """Return nothing: refuse a file that was not filled in, as its jobs would be refused one by one.
+
+        Raises:
+            ConfigError: a value is a placeholder.
+        """
+        if self.unfilled:
+            raise ConfigError(
+                f"{'; '.join(self.unfilled)}: this stands for a value of your own: put it in, as the site's "
+                "documentation or your project's page has it, or take the line out where the site needs none"
+            )
 
 
 def find_site(name: str) -> Path:
@@ -76,14 +97,17 @@ def read_site(path: Path, environ: Mapping[str, str]) -> Site:
         ConfigError: the file cannot be read, a line is no KEY=VALUE, a key is unknown, or a value is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the site file {path}: {error}") from error
     values: dict[str, str] = {}
+    unfilled = []
     for number, line in enumerate(text.splitlines(), 1):
         pair = _pair(line, f"{path}, line {number}")
         if pair is not None:
             values[pair[0]] = _expand(pair[1], {**environ, **values}, f"{path}, line {number}")
+            if pair[0].startswith(("SBATCH_", "MPISPARSE_SBATCH_")) and _PLACEHOLDER.search(pair[1]):
+                unfilled.append(f"{path}, line {number}: {pair[0]}={pair[1]}")
     options = [f"{option}={values[key]}" for key, option in _SBATCH.items() if values.get(key)]
     scratch = values.get("MPISPARSE_SCRATCH")
     return Site(
@@ -92,6 +116,7 @@ def read_site(path: Path, environ: Mapping[str, str]) -> Site:
         ranks_per_node=_number(values, "MPISPARSE_RANKS_PER_NODE", path) or 1,
         cpus_per_rank=_number(values, "MPISPARSE_CPUS_PER_RANK", path),
         scratch=Path(scratch) if scratch else None,
+        unfilled=tuple(unfilled),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -16,8 +16,10 @@ from rich.table import Table
 from jobs.prepare import STATE
 from jobs.render import SUBMITTED
 from mpisparse.errors import ConfigError
+from mpisparse.files import open_regular, parse_json, read_text
 from mpisparse.runtime.runlog import last_line
-from mpisparse.training.sweepfiles import Failure
+from mpisparse.training.sweepfiles import read_failure
+from mpisparse.words import counted
 
 STATES = ("finished", "running", "queued", "stopped", "failed", "not begun")
 
@@ -55,8 +57,8 @@ def read_status(directory: Path, queue: Mapping[str, str]) -> list[RunStatus]:
         jobs = [job for name, job in submitted if name == batch.name]
         waiting = any(name.partition("_")[0] in jobs for name in queue)
         try:
-            with (batch / "runs.csv").open(encoding="utf-8", newline="") as file:
-                rows = [(int(row["index"]), row["directory"]) for row in csv.DictReader(file)]
+            table = io.StringIO(read_text(batch / "runs.csv", 2**26), newline="")
+            rows = [(int(row["index"]), row["directory"]) for row in csv.DictReader(table)]
             found += [_status(batch, index, name, queue, waiting) for index, name in rows]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{batch} cannot be read: {error!r}") from error
@@ -66,7 +68,7 @@ def read_status(directory: Path, queue: Mapping[str, str]) -> list[RunStatus]:
 def read_submitted(directory: Path) -> list[tuple[str, str]]:
     """Return the jobs that were submitted for a study: the directory of the batch, and the name of the job."""
     try:
-        lines = (directory / SUBMITTED).read_text(encoding="utf-8").splitlines()
+        lines = read_text(directory / SUBMITTED).splitlines()
     except FileNotFoundError:
         return []
     return [(fields[0], fields[1]) for fields in (line.split("\t") for line in lines) if len(fields) > 1]
@@ -100,7 +102,7 @@ def to_table(found: list[RunStatus], title: str) -> Table:
         steps = "" if run.of is None else f"{run.steps}/{run.of}"
         table.add_row(str(run.ranks), run.directory, run.state, steps, run.note)
     counts = ", ".join(f"{n} {state}" for state in STATES if (n := sum(run.state == state for run in found)))
-    table.caption = f"{len(found)} runs: {counts}"
+    table.caption = f"{counted(len(found), 'run')}: {counts}"
     return table
 
 
@@ -114,7 +116,7 @@ def _status(batch: Path, index: int, name: str, queue: Mapping[str, str], waitin
     steps, of, ended = _progress(path / "metrics.jsonl")
     state, note = _state(batch / STATE / str(index), queue, waiting)
     if (path / "failed.json").exists():
-        state, note = "failed", Failure(**json.loads((path / "failed.json").read_text(encoding="utf-8"))).text
+        state, note = "failed", read_failure(read_text(path / "failed.json")).text
     elif ended:
         state, note = "finished", ""
     return RunStatus(int(batch.name.removeprefix("ranks-")), name, state, steps, of, note)
@@ -123,7 +125,7 @@ def _status(batch: Path, index: int, name: str, queue: Mapping[str, str], waitin
 def _state(file: Path, queue: Mapping[str, str], waiting: bool) -> tuple[str, str]:
     """Return the state of a run that has not ended, and why, from what its job noted."""
     try:
-        word, _, rest = file.read_text(encoding="utf-8").strip().partition(" ")
+        word, _, rest = read_text(file).strip().partition(" ")
     except FileNotFoundError:
         return ("queued", "") if waiting else ("not begun", "")
     if word == "running":
@@ -144,7 +146,7 @@ def _progress(log: Path) -> tuple[int, int | None, bool]:
     last = last_line(log)
     if not last:
         return 0, None, False
-    with log.open(encoding="utf-8") as file:
-        first = json.loads(file.readline())
-    line = json.loads(last)
+    with open_regular(log) as file:
+        first = parse_json(file.readline(2**16), constants=True)
+    line = parse_json(last, constants=True)
     return int(line["step"]), first.get("steps"), line["kind"] == "end"

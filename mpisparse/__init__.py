@@ -28,6 +28,7 @@ from mpisparse.errors import (
 )
 from mpisparse.flat import Layout
 from mpisparse.memory import ErrorFeedback, Memory, MomentumCorrection, NoMemory
+from mpisparse.metrics import broadcast_object, is_main, mean, rank, size
 from mpisparse.optim import DistributedOptimizer
 from mpisparse.runtime import Preemption, Watchdog, init
 from mpisparse.shard import shard
@@ -44,6 +45,7 @@ from mpisparse.sparsifiers import (
     TrackedTopK,
     Uniform,
 )
+from mpisparse.version import __version__
 from mpisparse.wire import Wire
 
 __all__ = [
@@ -80,9 +82,15 @@ __all__ = [
     "Watchdog",
     "Wire",
     "WireError",
+    "__version__",
+    "broadcast_object",
     "check_replicas",
     "init",
+    "is_main",
+    "mean",
+    "rank",
     "shard",
+    "size",
     "wire",
     "world",
 ]

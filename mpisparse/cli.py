@@ -14,7 +14,6 @@ started again, 78 configuration, data or launch, 130 interrupted.
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import sys
 from dataclasses import asdict
@@ -22,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mpisparse.bench.command import bench
 from mpisparse.comm.launcher import speaks
 from mpisparse.errors import MpiSparseError
+from mpisparse.terminal import Screen, say, say_usage
 from mpisparse.tools.command import checkpoint
+from mpisparse.version import __version__
 
 if TYPE_CHECKING:
     from mpisparse.training.study import Study
@@ -40,7 +40,7 @@ _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="mpisparse")
+@click.version_option(__version__, prog_name="mpisparse")
 def cli() -> None:
     """Data-parallel PyTorch training over MPI with sparsified gradients."""
 
@@ -59,6 +59,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     """Train as CONFIG, a TOML file, says. Start it under mpirun or srun."""
     from mpisparse.comm import agreed
     from mpisparse.runtime import Preemption, start
+    from mpisparse.training.command import Command
     from mpisparse.training.configfile import read_config
     from mpisparse.training.run import run_training
 
@@ -66,9 +67,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     comm, surroundings = start(watchdog=0, crash_directory=(run_dir or Path()) / "crash")
     with agreed(comm):
         run = read_config(config, settings)
-    # To suggest the same run with another sparsifier.
-    kept = [setting for setting in settings if not setting.startswith("sparsifier")]
-    words = ["mpisparse", "train", str(config), *(word for setting in kept for word in ("--set", setting))]
+    options = ("--allow-changes",) if allow_changes else ()
     with Preemption(interrupts=False) as preemption:
         result = run_training(
             comm,
@@ -77,7 +76,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
             run_dir=run_dir,
             resume=resume,
             allow_changes=allow_changes,
-            command=shlex.join(words),
+            command=Command("train", config, settings, options, comm.size),
             preemption=preemption,
         )
         raise SystemExit(result.exit_code)
@@ -118,21 +117,27 @@ def sweep(
     from mpisparse.comm import agreed
     from mpisparse.errors import DataError
     from mpisparse.runtime import Preemption, start
+    from mpisparse.training.command import Command
     from mpisparse.training.sweep import run_sweep
 
     comm, surroundings = start(crash_directory=(run_dir or Path()) / "crash")
     with agreed(comm):
         plan = read_study(study, reduced=reduced, settings=settings)
     directory = run_dir or Path("runs") / plan.name
+    given = {"--reduced": reduced, "--only": only, "--retry": retry, "--if-data": if_data}
+    options = [word for option, value in given.items() if value for word in (option, value) if word is not True]
+    command = Command("sweep", study, settings, tuple(map(str, options)), comm.size).going_on(directory)
     try:
         with Preemption(interrupts=False) as preemption:
-            tally = run_sweep(comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption)
+            tally = run_sweep(
+                comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption, command=command
+            )
             raise SystemExit(tally.exit_code)
     except DataError as error:
         if not (if_data and error.on_all_ranks):
             raise
         if speaks():
-            click.echo(f"mpisparse: {plan.name} is left out: {error}", err=True)
+            say(f"mpisparse: {plan.name} is left out: {error}", error=True)
 
 
 def _print_runs(study: Study, only: range | None, as_json: bool) -> None:
@@ -145,7 +150,7 @@ def _print_runs(study: Study, only: range | None, as_json: bool) -> None:
         click.echo(json.dumps(runs, indent=2))
     else:
         for run in runs:
-            click.echo(f"{run['index']:4d}  {describe(run['settings'])}")
+            say(f"{run['index']:4d}  {describe(run['settings'])}")
 
 
 def _indices(only: str | None) -> range | None:
@@ -162,11 +167,21 @@ def _indices(only: str | None) -> range | None:
 @cli.command("config")
 @_CONFIG
 @_SET
-def show_config(config: Path, settings: tuple[str, ...]) -> None:
-    """Print CONFIG as it would be used, every key with its value."""
+@click.option("--check", "checked", is_flag=True, help="Load the data and build the run, as train would; print a line.")
+@click.option("--ranks", type=click.IntRange(min=1), metavar="P", help="With --check: the number of ranks to come.")
+def show_config(config: Path, settings: tuple[str, ...], checked: bool, ranks: int | None) -> None:
+    """Print CONFIG as it would be used, every key with its value. With --check: refuse what train would."""
     from mpisparse.training.configfile import read_config, to_toml
 
-    click.echo(to_toml(read_config(config, settings)), nl=False)
+    run = read_config(config, settings)
+    if ranks is not None and not checked:
+        raise click.UsageError("--ranks says for how many ranks to check: give it with --check")
+    if not checked:
+        say(to_toml(run).rstrip("\n"), keep="\n")
+        return
+    from mpisparse.training.check import check_run
+
+    say(f"{config} can be trained: {check_run(run, ranks)}")
 
 
 @cli.command()
@@ -190,9 +205,10 @@ def check(as_json: bool, directory: Path) -> None:
     elif comm.rank == 0:
         table = Table("what", "", "found", title=f"mpisparse {surroundings.mpisparse}", title_justify="left")
         for finding in findings:
-            hint = f"\n{finding.hint}" if finding.hint else ""
-            table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found + hint)
-        Console(highlight=False).print(table)
+            table.add_row(finding.what, "ok" if finding.ok else "FAILS", finding.found)
+            if finding.hint:
+                table.add_row("", "", finding.hint)
+        Screen().print(table)
     raise SystemExit(0 if well else MpiSparseError.exit_code)
 
 
@@ -205,7 +221,7 @@ def explain_hang(directory: Path) -> None:
 
     below = directory / "crash"
     for line in explain(read_dumps(below if below.is_dir() else directory)):
-        click.echo(line)
+        say(line)
 
 
 def main() -> None:
@@ -219,7 +235,7 @@ def main() -> None:
         raise SystemExit(done.exit_code) from None
     except click.ClickException as error:
         if speaks():
-            error.show()
+            say_usage(error)
         raise SystemExit(error.exit_code) from None
     except (click.Abort, KeyboardInterrupt):
         _leave_interrupted()
@@ -232,7 +248,7 @@ def _leave_interrupted() -> None:
     from mpisparse.runtime.preemption import INTERRUPTED
 
     if speaks():
-        click.echo("mpisparse: interrupted", err=True)
+        say("mpisparse: interrupted", error=True)
     if "mpi4py.MPI" in sys.modules:
         from mpisparse.comm.abort import abort_job
 
@@ -246,7 +262,9 @@ def _leave(error: MpiSparseError) -> None:
 
     alone = not (error.on_all_ranks or isinstance(error, LaunchError))
     if speaks() or alone:
-        click.echo(f"mpisparse: {type(error).__name__}: {error}", err=True)
+        say(f"mpisparse: {type(error).__name__}: {error}", error=True)
+        for note in getattr(error, "__notes__", ()):
+            say(f"mpisparse: {note}", error=True)
     if alone and "mpi4py.MPI" in sys.modules:
         from mpisparse.comm.abort import abort_job
 

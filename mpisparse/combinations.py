@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import is_number, is_one_of, require_kind, short
 from mpisparse.collectives import DENSE_MEANS
 from mpisparse.errors import ConfigError
-from mpisparse.flat import FlatGradients
+from mpisparse.flat import FlatGradients, Layout
 from mpisparse.memory import Memory, NoMemory
+from mpisparse.phases import Phases
 from mpisparse.preflight import NonFinite
 from mpisparse.sparsifiers import Sparsifier
 from mpisparse.wire import Wire
+
+
+def check_kinds(
+    optimizer: object,
+    model: object,
+    *,
+    sparsifier: object,
+    memory: object,
+    wire: object,
+    layout: object,
+    resparsify: object,
+    phases: object,
+) -> None:
+    """Raise ConfigError, saying what to give, for an argument of another kind; None is one that was left out."""
+    if isinstance(optimizer, nn.Module) and isinstance(model, Optimizer):
+        raise ConfigError(
+            f"the model came first and the optimizer second: give DistributedOptimizer(optimizer, model), here the "
+            f"{type(model).__name__}, then the {type(optimizer).__name__}"
+        )
+    require_kind("optimizer", optimizer, Optimizer, "a torch optimizer, such as SGD(model.parameters(), lr=0.1)")
+    require_kind("model", model, nn.Module, "the nn.Module that the optimizer trains, not its parameters")
+    for name, rule in (("sparsifier", sparsifier), ("resparsify", resparsify)):
+        if rule is not None:
+            require_kind(name, rule, Sparsifier, f"a rule, such as {_suggestion(rule)}")
+    for name, value, kind, give in (
+        ("memory", memory, Memory, "a memory, such as ErrorFeedback() or NoMemory()"),
+        ("wire", wire, Wire, f"how messages are written, such as Wire({wire if isinstance(wire, str) else 'auto'!r})"),
+        ("layout", layout, Layout, f"a layout, such as Layout({layout if isinstance(layout, str) else 'model'!r})"),
+        ("phases", phases, Phases, "Phases()"),
+    ):
+        if value is not None:
+            require_kind(name, value, kind, give)
+
+
+def _suggestion(rule: object) -> str:
+    """Return the rule that was probably meant."""
+    if is_number(rule):
+        return f"TopK({rule})"
+    name = "".join(letter for letter in str(rule).lower() if letter.isalpha())
+    known = {"gspar": "GSpar(density=0.01)", "qsgd": "QSGD()", "terngrad": "TernGrad()", "dense": "Dense()"}
+    return known.get(name, "TopK(0.01)")
 
 
 def check_options(
@@ -19,21 +67,28 @@ def check_options(
     sparsifier: Sparsifier,
     memory: Memory,
     wire: Wire,
-    dense: str,
+    dense: object,
     nonfinite: NonFinite,
-    seed: int,
+    seed: object,
 ) -> None:
     """Raise ConfigError, saying why, for an optimizer that cannot be distributed or options that are wrong together."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError("LBFGS evaluates the loss several times a step and cannot be distributed: use SGD or Adam")
+    _refuse_wrapped(optimizer)
+    if isinstance(optimizer, torch.optim.LBFGS) and not (sparsifier.sends_everything and nonfinite == "raise"):
+        raise ConfigError(
+            "LBFGS compares several gradients a step, which have to be exact and finite: use it with Dense() and "
+            'nonfinite="raise", or use SGD or Adam'
+        )
     if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ConfigError("SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam")
-    if dense not in DENSE_MEANS:
-        raise ConfigError(f"dense {dense!r} does not exist: use {', '.join(DENSE_MEANS)}")
-    if nonfinite not in ("raise", "skip"):
-        raise ConfigError(f"nonfinite {nonfinite!r} does not exist: use raise or skip")
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed {seed} is outside 0 to 2**64 - 1: give another")
+        raise ConfigError(
+            "SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam, SGD or Adagrad, "
+            "which train an nn.Embedding(sparse=True) as the whole table"
+        )
+    if not is_one_of(dense, DENSE_MEANS):
+        raise ConfigError(f"dense {short(dense)} does not exist: use {', '.join(DENSE_MEANS)}")
+    if not is_one_of(nonfinite, ("raise", "skip")):
+        raise ConfigError(f"nonfinite {short(nonfinite)} does not exist: use raise or skip")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**64:
+        raise ConfigError(f"seed {short(seed)} is outside 0 to 2**64 - 1: give another whole number")
     if wire.values == "hybrid" and not sparsifier.shares_magnitude:
         raise ConfigError(
             f"wire values hybrid need the magnitude that GSpar's entries share, not {sparsifier!r}: use auto"
@@ -49,6 +104,53 @@ def check_options(
     memory.check(sparsifier, optimizer.param_groups)
 
 
+def wrong_groups(memory: Memory, sparsifier: Sparsifier, param_groups: list[dict[str, Any]]) -> ConfigError | None:
+    """Return why options of the optimizer do not go with the memory any more: schedulers and users change them."""
+    try:
+        memory.check(sparsifier, param_groups)
+    except ConfigError as error:
+        return error
+    return None
+
+
+#: Classes of frameworks that wrap an optimizer and decide when it steps or exchanges, and what to do instead.
+_WRAPPERS = {
+    "AcceleratedOptimizer": "Wrap first and prepare then: accelerator.prepare(ms.DistributedOptimizer(optimizer, ...))",
+    "LightningOptimizer": "Give configure_optimizers() an optimizer that is wrapped already",
+    "FP16_Optimizer": "Wrap the plain optimizer, and use torch.amp.GradScaler",
+    "DeepSpeedZeroOptimizer": "Wrap the plain optimizer, and train without DeepSpeed's engine",
+    "DeepSpeedOptimizer": "Wrap the plain optimizer, and train without DeepSpeed's engine",
+    "_DistributedOptimizer": "Wrap the plain optimizer, without Horovod",
+    "ZeroRedundancyOptimizer": "Wrap the optimizer that it shards: every rank has to step all parameters",
+}
+
+
+def _refuse_wrapped(optimizer: Optimizer) -> None:
+    """Raise ConfigError for a wrapper that steps, unscales or exchanges on terms of its own."""
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _WRAPPERS:
+            raise ConfigError(
+                f"the optimizer is a {kind.__module__}.{kind.__name__}, whose step() is not a step of the "
+                f"optimizer inside it: gradients would be exchanged at the wrong time. {_WRAPPERS[kind.__name__]}"
+            )
+
+
+def check_closure(optimizer: Optimizer) -> None:
+    """Raise ConfigError for an optimizer that calls its closure again, as each gradient has to be averaged."""
+    if not isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(
+            f"{type(optimizer).__name__}.step(closure) calls the closure more than once, and only the first gradient "
+            "is averaged over the ranks: use an optimizer with methods of its own, and synchronize() before each"
+        )
+
+
+def check_clip_norm(clip_norm: float | None) -> None:
+    """Raise ConfigError unless `clip_norm` is a norm or None."""
+    number = isinstance(clip_norm, (int, float)) and not isinstance(clip_norm, bool)
+    if clip_norm is not None and not (number and 0 < clip_norm < math.inf):
+        raise ConfigError(f"clip_norm {clip_norm!r} is no norm: give a number above 0, such as 1.0, or None")
+
+
 def check_resparsify(rule: Sparsifier | None) -> None:
     """Raise ConfigError for a rule that would lose a part of the average for good."""
     if rule is not None and not (rule.amplifies or rule.sends_everything):
@@ -57,10 +159,13 @@ def check_resparsify(rule: Sparsifier | None) -> None:
         )
 
 
-def check_samples(samples: int | None) -> None:
+def check_samples(samples: object) -> None:
     """Raise ConfigError unless `samples` is a count or None."""
-    if samples is not None and (not isinstance(samples, int) or samples < 0):
-        raise ConfigError(f"samples {samples!r} is no count: give how many samples this rank used, 0 or more")
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 0):
+        hint = ", such as int(samples)" if isinstance(samples, Tensor | np.integer) else ""
+        raise ConfigError(
+            f"samples {short(samples)} is no count: give how many samples this rank used, an int of 0 or more{hint}"
+        )
 
 
 def check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:

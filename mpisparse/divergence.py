@@ -6,16 +6,20 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import is_one_of, require_kind, short
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, RankMismatchError, alike
-from mpisparse.replicas import bits_of, broadcast_tensor, named_parameters
+from mpisparse.names import plain_names
+from mpisparse.replicas import broadcast_tensor, named_parameters
+from mpisparse.tensors import bits_of
+from mpisparse.words import counted
 
 #: What to do when a replica differs: end with an error, or give all ranks what most of them hold.
 Diverged = Literal["raise", "broadcast"]
@@ -63,12 +67,13 @@ class ReplicaCheck:
         diverged: Diverged,
         say: Callable[[str], None],
     ) -> None:
-        if not isinstance(every, int) or every < 0:
-            raise ConfigError(f"check_replicas {every!r} is no number of steps: give 100, or 0 to do without")
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise ConfigError(f"check_replicas {short(every)} is no number of steps: give 100, or 0 to do without")
         _check_way(diverged)
         self.say = say
         #: What was found and mended so far.
         self.mended: list[Divergence] = []
+        self._last = self._moves = 0
         self._model, self._optimizer, self._comm, self._every, self._diverged = model, optimizer, comm, every, diverged
 
     def __repr__(self) -> str:
@@ -80,14 +85,29 @@ class ReplicaCheck:
         Raises:
             RankMismatchError: they differ, and that is not to be mended; on all ranks.
         """
-        if not self._every or step % self._every:
-            return
+        last, self._last = self._last, step
+        if self._every and step // self._every != last // self._every:
+            self._check(step)
+
+    def moved(self, step: int) -> None:
+        """Compare the replicas as a rank changed parameters between two steps. Collective.
+
+        A program may do that after each step, the same on all ranks: then the 1st, 2nd, 4th, 8th... time is looked at.
+
+        Raises:
+            RankMismatchError: they differ, and that is not to be repaired; on all ranks.
+        """
+        self._moves += 1
+        if self._every and self._moves & (self._moves - 1) == 0:
+            self._check(step)
+
+    def _check(self, step: int) -> None:
         found = check_replicas(self._model, self._comm, optimizer=self._optimizer, diverged=self._diverged)
         if found is None:
             return
         self.mended.append(found)
         if self._comm.rank == 0:
-            self.say(f"after {step} steps {found.describe(self._comm.size)}: replaced by what most hold")
+            self.say(f"after {counted(step, 'step')} {found.describe(self._comm.size)}: replaced by what most hold")
 
 
 def check_replicas(
@@ -106,8 +126,11 @@ def check_replicas(
     Raises:
         RankMismatchError: replicas differ and `diverged` is "raise", or they differ in more than values; on all ranks.
     """
+    require_kind("model", model, nn.Module, "check_replicas(model, comm)")
+    require_kind("comm", comm, Communicator, "what ms.init() or ms.world() returned")
     _check_way(diverged)
-    named: list[tuple[str, Tensor]] = list(model.named_parameters())
+    names = plain_names(model)
+    named: list[tuple[str, Tensor]] = [(names[name], parameter) for name, parameter in model.named_parameters()]
     if optimizer is not None:
         inside = {id(parameter) for _, parameter in named}
         trained = named_parameters(optimizer, model)
@@ -134,7 +157,10 @@ def _compare(comm: Communicator, named: Sequence[tuple[str, Tensor]], diverged: 
 def _gather_checksums(comm: Communicator, named: Sequence[tuple[str, Tensor]]) -> NDArray[np.uint64]:
     """Return the checksums of all ranks' tensors, uint64 of shape (size, tensors), the tensors being the same."""
     names = [f"{name}: {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in named]
-    mine = np.array([zlib.crc32("\n".join(names).encode()), *(bits_of(tensor) for _, tensor in named)], np.uint64)
+    mine = np.array(
+        [zlib.crc32("\n".join(names).encode(errors="surrogatepass")), *(bits_of(tensor) for _, tensor in named)],
+        np.uint64,
+    )
     reports = comm.allgather_bytes(mine.tobytes())
     if any(report[:8] != reports[0][:8] for report in reports):
         require_same(comm, "the replicas' tensors", names)
@@ -163,11 +189,11 @@ def _named_state(optimizer: Optimizer, trained: Sequence[tuple[str, Tensor]]) ->
     return [
         (f"{key} of {name}", value)
         for name, parameter in trained
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
+        for key, value in sorted(optimizer.state.get(parameter, {}).items(), key=lambda item: str(item[0]))
         if isinstance(value, Tensor)
     ]
 
 
-def _check_way(diverged: str) -> None:
-    if diverged not in ("raise", "broadcast"):
-        raise ConfigError(f"diverged {diverged!r} does not exist: use raise or broadcast")
+def _check_way(diverged: object) -> None:
+    if not is_one_of(diverged, get_args(Diverged)):
+        raise ConfigError(f"diverged {short(diverged)} does not exist: use raise or broadcast")

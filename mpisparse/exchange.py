@@ -18,10 +18,12 @@ from mpisparse.flat import Bucket, FlatGradients
 from mpisparse.kernels.anywhere import forgotten, mean_into, on_host, put
 from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
+from mpisparse.names import fitted
 from mpisparse.phases import Phases
 from mpisparse.sparse import SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
+from mpisparse.words import counted
 
 Bytes = NDArray[np.uint8]
 Vector = NDArray[np.float32]
@@ -191,7 +193,7 @@ class GradientExchange:
         """Raise NonFiniteError, on all ranks as all hold the same mean: finite gradients add up to infinity."""
         raise alike(
             NonFiniteError(
-                f"after {self.step} steps the sum over ranks overflows float32 in {self.flat.where(place)}: "
+                f"after {counted(self.step, 'step')} the sum over ranks overflows float32 in {self.flat.where(place)}: "
                 "lower the learning rate, or scale the loss down"
             )
         )
@@ -217,8 +219,8 @@ class GradientExchange:
             comm = self.collective.comm
             raise WireError(
                 f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} "
-                f"after {self.step} steps: {error}. No parameter changed, but memories count the step as sent: go on "
-                "from a checkpoint, and if it comes again look at that node's memory and network"
+                f"after {counted(self.step, 'step')}: {error}. No parameter changed, but memories count the step as "
+                "sent: go on from a checkpoint, and if it comes again look at that node's memory and network"
             ) from error
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
@@ -264,7 +266,8 @@ class GradientExchange:
             host = on_host(vector)
             slots = [slot for slot in self.flat.slots if slot.stop <= host.size]
             memory[name] = {
-                slot.name: torch.from_numpy(host[slot.start : slot.stop].copy()).view(slot.parameter.shape)
+                # Row after row, whatever the parameter's own order: it may be another one where this is loaded.
+                slot.name: slot.view(torch.from_numpy(host)).clone(memory_format=torch.contiguous_format)
                 for slot in slots
             }
         comm = self.collective.comm
@@ -278,7 +281,7 @@ class GradientExchange:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take up the state that `state_dict` returned on this rank.
+        """Take up the state that `state_dict` returned on this rank, whatever torch.compile and the like were around.
 
         Raises:
             CheckpointError: it belongs to another rank, another memory or another model.
@@ -292,12 +295,19 @@ class GradientExchange:
         memory, vectors = state["memory"], self.kept.vectors()
         assert isinstance(memory, dict)
         _require_same_names("memory", set(vectors), set(memory))
+        found: list[tuple[Tensor, Tensor]] = []
         for name, vector in vectors.items():
             slots = {slot.name: slot for slot in self.flat.slots if slot.stop <= len(vector)}
-            _require_same_names(f"memory {name!r}", set(slots), set(memory[name]))
+            kept = fitted(slots, memory[name])
+            _require_same_names(f"memory {name!r}", set(slots), set(kept))
             for key, slot in slots.items():
-                put(vector[slot.start : slot.stop], memory[name][key].reshape(-1).numpy())
+                saved = kept[key]
+                _require_same_shape(f"memory {name!r} of {key}", slot.parameter, saved)
+                whole = vector if isinstance(vector, Tensor) else torch.from_numpy(vector)
+                found.append((slot.view(whole), saved))
         self._load_tracked(state)
+        for place, saved in found:
+            place.copy_(saved)
         self.step, self.seed = int(str(state["step"])), int(str(state["seed"]))
 
     def _load_tracked(self, state: dict[str, object]) -> None:
@@ -306,7 +316,7 @@ class GradientExchange:
         assert isinstance(saved, list)
         if len(saved) != len(self.tracked):
             raise CheckpointError(
-                f"the saved state is of {len(saved)} buckets, this exchange has {len(self.tracked)}: "
+                f"the saved state is of {counted(len(saved), 'bucket')}, this exchange has {len(self.tracked)}: "
                 "resume with the layout that saved it"
             )
         for tracked, theirs in zip(self.tracked, saved, strict=True):
@@ -318,4 +328,12 @@ def _require_same_names(what: str, ours: set[str], theirs: set[str]) -> None:
         raise CheckpointError(
             f"the {what} in the saved state does not fit: it lacks {sorted(ours - theirs)} and brings "
             f"{sorted(theirs - ours)}. Resume with the model, memory and layout that saved it"
+        )
+
+
+def _require_same_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise CheckpointError(
+            f"the {what} in the saved state has shape {tuple(theirs.shape)}, the parameter {tuple(ours.shape)}: resume "
+            "with the model that saved it"
         )

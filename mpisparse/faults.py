@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpisparse.errors import ConfigError
+from mpisparse.words import counted
 
 VARIABLE = "MPISPARSE_FAULTS"
 
@@ -177,7 +178,9 @@ def _happen(fault: Fault) -> None:
     elif fault.kind in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[fault.kind])
     elif fault.kind == "exception":
-        raise RuntimeError(f"the exception that {VARIABLE} asks of rank {fault.rank} after {fault.step} steps")
+        raise RuntimeError(
+            f"the exception that {VARIABLE} asks of rank {fault.rank} after {counted(fault.step, 'step')}"
+        )
     elif fault.kind == "leave":
         raise SystemExit(0)
     else:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import ismethod
 from time import perf_counter_ns
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 import torch
@@ -13,20 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mpisparse.arguments import require_callable, require_flag
 from mpisparse.collectives import DENSE_MEANS, Allgatherv
 from mpisparse.combinations import (
     check_anything_sparse,
+    check_clip_norm,
+    check_closure,
+    check_kinds,
     check_options,
     check_resparsify,
     check_samples,
     refuse_strangers,
+    wrong_groups,
 )
-from mpisparse.comm import Communicator, agreed, world
+from mpisparse.comm import Communicator, agreed, require_communicator, world
+from mpisparse.comparable import comparable
 from mpisparse.divergence import Diverged, Divergence, ReplicaCheck
 from mpisparse.errors import ConfigError, MpiSparseError, RankMismatchError
 from mpisparse.exchange import GradientExchange, Traffic
 from mpisparse.faults import faults_of
-from mpisparse.flat import FlatGradients, Layout
+from mpisparse.flat import FlatGradients, Layout, weakly
 from mpisparse.memory import Memory, NoMemory, default_memory
 from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
@@ -35,9 +45,13 @@ from mpisparse.rehearsal import rehearse_together
 from mpisparse.replicas import make_replicas, options_of
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
+from mpisparse.words import counted
 
 #: The key under which `state_dict` keeps what a plain optimizer does not have.
 STATE_KEY = "mpisparse"
+
+#: What holds communicators and buffers, and goes when the optimizer is closed.
+_HELD = ("comm", "flat", "exchange", "_early", "_replicas")
 
 
 class DistributedOptimizer(Optimizer):
@@ -50,13 +64,18 @@ class DistributedOptimizer(Optimizer):
     - Gradients add up over several `backward` calls, and are exchanged once: `no_sync` only guards against stepping.
     - The mean is over ranks. Where ranks hold different numbers of samples, give `samples=` and it is over samples.
     - With a GradScaler, a step that overflowed on any rank is skipped on all; each rank keeps a scale of its own.
-    - With `overlap`, messages leave while `backward` runs: only the last one of a step may be outside `no_sync`, what
-      changes gradients goes between `synchronize` and `step`, and a backward pass cannot be thrown away.
+    - What changes gradients, such as clipping, goes between `synchronize` and `step`, where they are the mean of all
+      ranks, or is `clip_norm`: before, each rank would change its own.
+    - Methods of the wrapped optimizer that change parameters by gradients, as SAM's, need a `synchronize` before them.
+    - With overlap="on", messages leave while `backward` runs: only the last one of a step may be outside `no_sync`, and
+      a backward pass cannot be thrown away.
     - `state_dict` adds this rank's memory under the key "mpisparse": save it on every rank. `load_state_dict` also
       takes a plain optimizer's state.
+    - It takes up to four of MPI's two thousand communicators. `close`, the end of a `with` block, or letting go of it
+      frees them for the next one. It cannot be copied or pickled.
 
     Args:
-        optimizer: any torch optimizer but LBFGS and SparseAdam.
+        optimizer: any torch optimizer but SparseAdam. LBFGS, which wants several gradients a step, takes Dense alone.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.
@@ -66,6 +85,8 @@ class DistributedOptimizer(Optimizer):
             "bfloat16" (pieces that travel rounded, in half the bytes; what that loses is kept nowhere, at density 1
             neither).
         nonfinite: "raise" or "skip" (on all ranks) when a gradient holds NaN or infinity.
+        clip_norm: largest norm of the mean gradient, to which `step` scales it down; `grad_norm` is what it was. None
+            does not clip.
         overlap: "on" sends buckets while `backward` still runs, "off" does not, "auto" tries both and stays with the
             faster; the results are the same bits. See the user guide.
         say: takes the lines that tell, on rank 0, how long kernels took to compile or load and how "auto" decided;
@@ -100,7 +121,8 @@ class DistributedOptimizer(Optimizer):
         layout: Layout | None = None,
         dense: str = "pieces",
         nonfinite: NonFinite = "raise",
-        overlap: Overlap = "auto",
+        clip_norm: float | None = None,
+        overlap: Overlap = "off",
         say: Callable[[str], None] | None = None,
         resparsify: Sparsifier | None = None,
         gauge: bool = False,
@@ -110,15 +132,29 @@ class DistributedOptimizer(Optimizer):
         comm: Communicator | None = None,
         phases: Phases | None = None,
     ) -> None:
-        sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
-        memory = memory or default_memory(sparsifier)
-        self.optimizer = optimizer
+        require_communicator(comm)
+        self.optimizer, self._closed = optimizer, False
         self.comm = (comm or world()).duplicate("optimizer")
         with agreed(self.comm):
+            check_kinds(
+                optimizer,
+                model,
+                sparsifier=sparsifier,
+                memory=memory,
+                wire=wire,
+                layout=layout,
+                resparsify=resparsify,
+                phases=phases,
+            )
+            require_callable("say", say, "a function of a line, such as print")
+            require_flag("gauge", gauge)
+            sparsifier, wire, layout = sparsifier or Dense(), wire or Wire(), layout or Layout()
+            memory = memory or default_memory(sparsifier)
             if isinstance(optimizer, DistributedOptimizer):
                 raise ConfigError("the optimizer is a DistributedOptimizer already: wrap it once")
             check_options(optimizer, sparsifier, memory, wire, dense, nonfinite, seed)
             check_resparsify(resparsify)
+            check_clip_norm(clip_norm)
             check_overlap(overlap, nonfinite, self.comm.thread_level)
             self._replicas = ReplicaCheck(
                 model, optimizer, self.comm, every=check_replicas, diverged=diverged, say=say or say_on_stderr
@@ -133,20 +169,25 @@ class DistributedOptimizer(Optimizer):
         self.hidden_seconds = 0.0
         #: Whether all ranks know since the last step that one of them asked to stop.
         self.stopping = False
+        #: Norm of the last mean gradient, before it was clipped; NaN without `clip_norm`, and until the first step.
+        self.grad_norm = math.nan
+        self._clip_norm = clip_norm
+        self._share = 1.0
+        self._told_of_change = False
         self._stop_requested = False
         self._nonfinite = nonfinite
         self._synchronized = False
         self._skip = False
         self._accumulating = False
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
-        settings += [f"resparsify={resparsify!r}", f"gauge={gauge!r}", self._replicas]
+        settings += [f"resparsify={comparable(resparsify)}", f"gauge={gauge!r}", f"clip_norm={clip_norm!r}"]
+        settings += [self._replicas]
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
             self.flat = FlatGradients(parameters, layout)
             check_anything_sparse(self.flat, sparsifier)
-        if resparsify is not None:
-            rehearse_together(self.comm, resparsify, NoMemory(), wire)
-        news = rehearse_together(self.comm, sparsifier, memory, wire)
+        second = [] if resparsify is None else [(resparsify, NoMemory())]
+        news = rehearse_together(self.comm, wire, *second, (sparsifier, memory))
         if self.comm.rank == 0:
             self._replicas.say(news)
         self.exchange = GradientExchange(
@@ -170,6 +211,7 @@ class DistributedOptimizer(Optimizer):
             nonfinite=nonfinite,
             say=say,
         )
+        self._versions = self.flat.versions()
         self._watch()
 
     def expect(self, *, samples: int | None = None) -> None:
@@ -187,6 +229,7 @@ class DistributedOptimizer(Optimizer):
 
     def say_with(self, say: Callable[[str], None]) -> None:
         """Have `say` take the lines that tell how overlap="auto" decided, and of replicas that were mended."""
+        require_callable("say", say, "a function of a line, such as print")
         self._replicas.say = self._early.choice.say = say
 
     def synchronize(self, *, samples: int | None = None) -> None:
@@ -207,6 +250,7 @@ class DistributedOptimizer(Optimizer):
 
         Collective. Arguments and errors are those of `synchronize`.
         """
+        require_callable("closure", closure, "a function, and samples by name, step(samples=...)")
         if self._accumulating:
             raise MpiSparseError("step() inside no_sync(): leave the block first, its gradients are still adding up")
         result = None
@@ -230,16 +274,58 @@ class DistributedOptimizer(Optimizer):
             )
         with self.phases("apply"):
             if not self._skip:
-                self.optimizer.step()
+                self._apply(closure, result)
         if self._faults is not None:
             self._faults.parameters(self.exchange.step - 1, [(slot.name, slot.parameter) for slot in self.flat.slots])
         if not self._skip:
             with self.phases("agree"):
                 self._replicas.step_ended(self.exchange.step)
+        self._applied()
+        return result
+
+    def _apply(self, closure: Callable[[], Any] | None, result: Any) -> None:
+        """Step the wrapped optimizer on the mean gradient, clipped if that was asked for."""
+        if self._clip_norm is not None:
+            self.grad_norm = self.flat.clip(self._clip_norm)
+        if closure is None:
+            self.optimizer.step()
+        else:
+            self.optimizer.step(self._averaged(closure, result))
+
+    def _applied(self) -> None:
+        """Note that the mean gradient was used."""
         self._synchronized = self._skip = False
+        self._versions = self.flat.versions()
         self._early.step_ended()
         self._watch()
-        return result
+
+    def _averaged(self, closure: Callable[[], Any], result: Any) -> Callable[[], Any]:
+        """Return what the wrapped optimizer may call: first the loss that is there, then, for LBFGS, further ones.
+
+        LBFGS decides by the loss how to go on, so all ranks give it their mean.
+        """
+        several = isinstance(self.optimizer, torch.optim.LBFGS)
+        losses = [result]
+
+        def call() -> Any:
+            if not losses:
+                check_closure(self.optimizer)
+                with torch.enable_grad():
+                    losses.append(closure())
+                with torch.no_grad():
+                    self._synchronize(None, "raise")
+                    if self._clip_norm is not None:
+                        self.flat.clip(self._clip_norm)
+            loss = losses.pop()
+            return self._mean(loss) if several else loss
+
+        return call
+
+    def _mean(self, loss: Any) -> float:
+        """Return the mean of a loss over the ranks, the same bits on all. Collective."""
+        value = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        mine = np.array([value * self._share / self.comm.size])
+        return math.fsum(np.frombuffer(b"".join(self.comm.allgather_bytes(mine.tobytes()))))
 
     def request_stop(self) -> None:
         """Have all ranks know, when the next step has ended, that the job is to end: `stopping` is True then.
@@ -265,9 +351,7 @@ class DistributedOptimizer(Optimizer):
         Raises:
             MpiSparseError: a backward pass was to be thrown away whose messages are on their way. Nothing changes then.
         """
-        self._early.sender.refuse_if_broken()
-        self._early.refuse_while_in_the_air("zero_grad()")
-        self._early.sender.start_afresh()
+        self._early.discard()
         self.optimizer.zero_grad(set_to_none)
         self._synchronized = self._skip = False
 
@@ -297,6 +381,8 @@ class DistributedOptimizer(Optimizer):
         early.reconsider(clearance.news)
         self.stopping = News.STOP in clearance.news
         self._synchronized, self._skip, self.flat.fresh = True, clearance.skip, False
+        self._share = clearance.share
+        self._look_at(clearance.news)
         had_messages = bool(self.exchange.sparse_buckets())
         if clearance.skip:
             self.skipped_because = clearance.bad
@@ -305,6 +391,19 @@ class DistributedOptimizer(Optimizer):
             self._average(clearance, overlaps, unscaled=scale is None)
         self.hidden_seconds = sender.seconds_before(computed)
         early.exchanged(overlaps, had_messages)
+
+    def _look_at(self, news: News) -> None:
+        """Act on what a rank did with gradients or parameters of its own. Collective where parameters moved."""
+        if News.CHANGED in news and not self._told_of_change:
+            self._told_of_change = True
+            if self.comm.rank == 0 and self.comm.size > 1:
+                self._replicas.say(
+                    "gradients were changed between backward() and the exchange, so that each rank changed its own: "
+                    "if that was clipping, the mean has another norm and direction. Use "
+                    "DistributedOptimizer(clip_norm=...), or change the mean, between synchronize() and step()"
+                )
+        if News.MOVED in news and not self._skip:
+            self._replicas.moved(self.exchange.step)
 
     def _skip_exchange(self) -> None:
         self.skipped += 1
@@ -327,11 +426,14 @@ class DistributedOptimizer(Optimizer):
 
     def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
         """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
-        sender = self._early.sender
-        if sender.failure is not None:
+        sender, exchange = self._early.sender, self.exchange
+        failure = sender.failure or wrong_groups(exchange.memory, exchange.sparsifier, self.optimizer.param_groups)
+        if failure is not None:
             news |= News.FAILED
         if self._stop_requested:
             news |= News.STOP
+        if self.flat.versions() != self._versions:
+            news |= News.MOVED
         with self.phases("agree"):
             # What left early was looked at before.
             bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))
@@ -340,7 +442,7 @@ class DistributedOptimizer(Optimizer):
                     self.comm,
                     self.flat,
                     present,
-                    step=self.exchange.step,
+                    step=exchange.step,
                     samples=samples,
                     options=options_of(self.optimizer),
                     nonfinite=nonfinite,
@@ -348,7 +450,7 @@ class DistributedOptimizer(Optimizer):
                     news=news,
                 )
                 if News.FAILED in clearance.news:
-                    self.exchange.collective.raise_everywhere(sender.failure)
+                    exchange.collective.raise_everywhere(failure)
             except MpiSparseError as error:
                 sender.break_off(all_have_sent=error.on_all_ranks and not isinstance(error, RankMismatchError))
                 raise
@@ -356,7 +458,7 @@ class DistributedOptimizer(Optimizer):
 
     def _watch(self) -> None:
         """Have backward tell which gradients are final, as long as there is something to make of it."""
-        self.flat.on_final = self._final if self._early.may_overlap else None
+        self.flat.on_final = weakly(self._final) if self._early.may_overlap else None
 
     def _final(self, number: int) -> None:
         if not self._synchronized:
@@ -389,9 +491,15 @@ class DistributedOptimizer(Optimizer):
         return {**self.optimizer.state_dict(), STATE_KEY: self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is."""
+        """Take up a state that this rank saved, or a plain optimizer's, which leaves the exchange as it is.
+
+        Raises:
+            ConfigError: it brings options that do not go with the memory, such as a momentum; nothing changed.
+            CheckpointError: the exchange's part is of another rank, memory or model.
+        """
         self._early.refuse_while_in_the_air("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+        self.exchange.memory.check(self.exchange.sparsifier, plain.get("param_groups", []))
         self.optimizer.load_state_dict(plain)
         if STATE_KEY in state_dict:
             self.exchange.load_state_dict(state_dict[STATE_KEY])
@@ -400,11 +508,77 @@ class DistributedOptimizer(Optimizer):
         """Refuse: the buffer is laid out already."""
         raise ConfigError("add parameter groups to the optimizer before it is wrapped: the gradient buffer is laid out")
 
+    def close(self) -> None:
+        """Let go of buffer, memory and communicators; the wrapped optimizer and the model can be wrapped again.
+
+        Not collective: MPI gets the communicators back when the ranks next make some together. Once is enough. What is
+        called afterwards, but for what the wrapped optimizer knows, is an error.
+
+        Raises:
+            MpiSparseError: between `backward` and the exchange, when messages are on their way.
+        """
+        if not self._closed:
+            self._early.refuse_while_in_the_air("close()")
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it; after an error also where messages are on their way."""
+        if error is None:
+            self.close()
+        elif not self._closed:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self.flat.release()
+        for name in _HELD:
+            del self.__dict__[name]
+
     def __getattr__(self, name: str) -> Any:
         # Only for what is not found here, such as the hook tables that torch looks up on every optimizer.
-        if name == "optimizer":
+        if name == "optimizer" or name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self.optimizer, name)
+        if name in _HELD and self.__dict__.get("_closed"):
+            raise MpiSparseError(
+                "this DistributedOptimizer is closed: step on the optimizer that it wrapped, or wrap that again"
+            )
+        found = getattr(self.optimizer, name)
+        own = ismethod(found) and found.__self__ is self.optimizer and not name.startswith("_")
+        return self._guarded(name, found) if own else found
+
+    def _guarded(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of the wrapped optimizer that may step by the mean gradient, and not by this rank's own."""
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before, own = self.flat.versions(), self.flat.fresh or self._skip
+            result = method(*args, **kwargs)
+            if self.flat.versions() == before:
+                return result
+            if own and self.comm.size > 1:
+                raise MpiSparseError(
+                    f"{type(self.optimizer).__name__}.{name}() changed parameters by gradients that no exchange "
+                    "averaged, so that ranks have different models now: call synchronize() of this optimizer between "
+                    f"each backward() and {name}(), and go on from a checkpoint"
+                )
+            if self._synchronized:
+                self._applied()
+            return result
+
+        return call
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would share the communicators, and feed on the same gradients."""
+        raise ConfigError(
+            "a DistributedOptimizer cannot be copied or pickled, as it holds communicators of this process and the "
+            "buffer of the model's gradients: copy the model and the optimizer that it wraps together, "
+            "copy.deepcopy((model, optimizer.optimizer)), and wrap the copies; or save its state_dict()"
+        )
 
     @property
     def mended(self) -> list[Divergence]:
@@ -414,10 +588,14 @@ class DistributedOptimizer(Optimizer):
     def describe(self) -> str:
         """Return one line for people: what is trained, what is sent, and what is kept."""
         whole = self.flat.buffer.numel() - self.flat.sparse_numel
+        parameters, buckets = self.flat.buffer.numel(), len(self.flat.buckets)
         return (
-            f"{self.flat.buffer.numel()} parameters ({whole} always dense) in {len(self.flat.buckets)} buckets, "
-            f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, {self.comm.size} ranks"
+            f"{counted(parameters, 'parameter')} ({whole} always dense) in {counted(buckets, 'bucket')}, "
+            f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, "
+            f"{counted(self.comm.size, 'rank')}"
         )
 
     def __repr__(self) -> str:
+        if self._closed:
+            return f"DistributedOptimizer({self.optimizer!r}: closed)"
         return f"DistributedOptimizer({self.optimizer!r}: {self.describe()})"

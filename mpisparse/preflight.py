@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
 from mpisparse.flat import FlatGradients
+from mpisparse.words import counted
 
 NonFinite = Literal["raise", "skip"]
 
@@ -27,7 +28,8 @@ class News(IntFlag):
     OVERLAPS: messages of this step are on their way already. FAILED: this rank could not write one of them.
     UNANNOUNCED: samples are counted, and were not announced before backward. RECOUNTED: they were announced otherwise.
     CHANGED: gradients were changed between backward and the exchange. REPEATED: several backward passes added up.
-    STOP: the job is to end after this step.
+    STOP: the job is to end after this step. DISCARDED: a backward pass was thrown away. MOVED: parameters were changed
+    between the last step and this one.
     """
 
     OVERLAPS = 1
@@ -37,6 +39,8 @@ class News(IntFlag):
     CHANGED = 16
     REPEATED = 32
     STOP = 64
+    DISCARDED = 128
+    MOVED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,8 @@ def clear_for_exchange(
         MpiSparseError: gradients changed after they were sent ahead.
     """
     known = [step, _NONE if samples is None else samples, _NONE if bad_entry is None else bad_entry]
-    reports = comm.allgather([*known, zlib.crc32("\n".join(options).encode()), int(news), *_pack(present)])
+    own = [*known, zlib.crc32("\n".join(options).encode(errors="surrogatepass")), int(news), *_pack(present)]
+    reports = comm.allgather(own, equal=True)
     _require_same_step(reports[:, _STEP])
     if (reports[:, _OPTIONS] != reports[0, _OPTIONS]).any():
         require_same(comm, "the optimizer's options", options)
@@ -109,7 +114,7 @@ def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
         RankMismatchError: the ranks are at different steps.
         ConfigError: some ranks give `samples` and others do not, or there is no sample at all.
     """
-    reports = comm.allgather([step, _NONE if samples is None else samples])
+    reports = comm.allgather([step, _NONE if samples is None else samples], equal=True)
     _require_same_step(reports[:, 0])
     return _share(comm, reports[:, 1])
 
@@ -155,7 +160,7 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
 
 
 def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
-    found = f"after {step} steps the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
+    found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
     if News.OVERLAPS in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "

@@ -8,11 +8,13 @@ from time import perf_counter
 from typing import Literal, TypeVar
 
 import numpy as np
+from numba.core.event import install_recorder
 
 from mpisparse import random, wire
 from mpisparse.comm import Communicator
 from mpisparse.kernels.histogram import BINS, count_high_bits
 from mpisparse.kernels.largest import SHORT
+from mpisparse.kernels.passes import largest_bits
 from mpisparse.kernels.sums import mean_into
 from mpisparse.kernels.vectors import is_finite
 from mpisparse.memory import Memory
@@ -27,32 +29,40 @@ Kind = Literal["dense", "biased", "amplifying", "drawing"]
 #: Long enough for the ways that long vectors take.
 _NUMEL = 2 * SHORT
 
-#: More seconds than loading what was compiled before takes.
-_COMPILED = 3.0
 
-
-def rehearse_together(comm: Communicator, sparsifier: Sparsifier, memory: Memory, options: Wire) -> str:
-    """Return what to say of the time it took to have every kernel ready that this exchange needs. Collective."""
-    return leaders_first(comm, lambda: rehearse(_kind(sparsifier), memory, options))[1]
+def rehearse_together(comm: Communicator, options: Wire, *choices: tuple[Sparsifier, Memory]) -> str:
+    """Return what to say of the time it took to have every kernel ready that such exchanges need. Collective."""
+    return leaders_first(comm, lambda: [rehearse(_kind(rule), memory, options) for rule, memory in choices])[1]
 
 
 def leaders_first(comm: Communicator, action: Callable[[], Result]) -> tuple[Result, str]:
     """Return what `action`, which compiles or loads kernels, returned, and what to say of its time. Collective.
 
-    One rank a node goes first: what it compiles lies on the disk, in numba's cache, when the others come.
+    One rank a node goes first: what it compiles lies on the disk, in numba's cache, when the others come. What is said
+    goes by what ranks compiled, not by how long it took, nor by what no rank found on the disk.
     """
     nodes = comm.allgather_bytes(comm.describe().node.encode())
     leads = nodes.index(nodes[comm.rank]) == comm.rank
     begin = perf_counter()
-    if leads:
-        result = action()
-    comm.barrier()
-    if not leads:
-        result = action()
-    comm.barrier()
-    seconds = perf_counter() - begin
-    how = "compiled, once for this machine" if seconds > _COMPILED else "loaded"
-    return result, f"kernels {how}, in {seconds:.1f} s"
+    with install_recorder("numba:compile") as compilations:
+        if leads:
+            result = action()
+        comm.barrier()
+        if not leads:
+            result = action()
+    anywhere = comm.allgather([len(compilations.buffer)], equal=True).any()
+    return result, _told(bool(anywhere), perf_counter() - begin, kept=largest_bits.stats.cache_path is not None)
+
+
+def _told(anew: bool, seconds: float, *, kept: bool) -> str:
+    if not anew:
+        return f"kernels loaded, in {seconds:.1f} s"
+    if kept:
+        return f"kernels compiled, once for this machine, in {seconds:.1f} s"
+    return (
+        f"kernels compiled, in {seconds:.1f} s, and again in every start: neither the package's directory nor home nor "
+        "TMPDIR can be written (set NUMBA_CACHE_DIR to a directory that can)"
+    )
 
 
 def _kind(sparsifier: Sparsifier) -> Kind:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpisparse.errors import ConfigError
+from mpisparse.words import counted
 
 
 class Share(NamedTuple):
@@ -72,7 +73,8 @@ class Sampler:
             raise ConfigError(f"rank {rank} is outside 0 to {size - 1}, the ranks of {size}")
         if samples < size:
             raise ConfigError(
-                f"{samples} samples cannot be shared by {size} ranks: use at most {samples} ranks or more data"
+                f"{counted(samples, 'sample')} cannot be shared by {size} ranks: use at most "
+                f"{counted(samples, 'rank')} or more data"
             )
         self._samples, self._batch, self._rank, self._size = samples, batch, rank, size
         self._shuffle = shuffle
@@ -141,7 +143,7 @@ class Sampler:
         if not (0 <= seed < 2**64 and 0 <= epoch < 2**64 and 0 <= consumed < self._samples):
             raise ConfigError(
                 f"the state of the sampler has seed {seed}, epoch {epoch}, consumed {consumed}: none may be negative, "
-                f"and consumed is below the {self._samples} samples"
+                f"and consumed is below the {counted(self._samples, 'sample')}"
             )
         self._seed, self._epoch, self._consumed = seed, epoch, consumed
         self._order = self._draw_order()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,10 @@ settings.load_profile("repeatable")
 
 # Ranks that are threads, and jobs beside this process, share the cores.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def one_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all saves have the same number, so that what they write can be compared byte by byte."""
+    for module in ("checkpointer", "writer"):
+        monkeypatch.setattr(f"mpisparse.checkpoint.{module}.new_save", lambda: "0123456789abcdef" * 2)

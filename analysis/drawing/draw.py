@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import wrap
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from analysis.drawing.axes import draw_panel
 from analysis.drawing.drawing import Drawing, Panel, to_csv
+from analysis.drawing.lettering import lettered
 
 DPI = 150
 
@@ -45,8 +47,10 @@ _NOTE_LETTER = 0.081
 
 def draw(drawing: Drawing, directory: Path) -> list[Path]:
     """Write NAME.png, NAME.svg and NAME.csv in `directory`, and return their paths."""
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(drawing)
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box, which says as much.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure = _figure(lettered(drawing))
         paths = [directory / f"{drawing.name}.{kind}" for kind in ("png", "svg", "csv")]
         figure.savefig(paths[0], dpi=DPI)
         figure.savefig(paths[1], metadata={"Date": None})

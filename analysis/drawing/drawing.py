@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from analysis.drawing.curve import Array, Curve
 from analysis.method import Method
+from analysis.terminal import visible
 
 #: Columns of lines, and those of them that tell of a rule and its tuning.
 COLUMNS = ("figure", "panel", "method", "var", "spa", "x", "y", "lr", "run directory", "low", "high")
@@ -100,6 +101,8 @@ class Drawing:
 def to_csv(drawing: Drawing) -> str:
     """Return what a drawing shows as CSV, a number a row, in full; what is unknown is empty.
 
+    Texts that a spreadsheet would take for a formula have an apostrophe before them, which it takes for text.
+
     Lines have the columns COLUMNS; bars have `panel`, `bar`, `part`,
     `height`; maps have `panel`, `row`, `x`, `value`.
     """
@@ -108,10 +111,12 @@ def to_csv(drawing: Drawing) -> str:
     panels = drawing.panels
     if any(panel.stack for panel in panels):
         writer.writerow(["figure", "panel", "bar", "part", "height"])
-        writer.writerows([drawing.name, panel.title, *row] for panel in panels for row in _stack_rows(panel.stack))
+        writer.writerows(
+            [drawing.name, _cell(panel.title), *row] for panel in panels for row in _stack_rows(panel.stack)
+        )
     elif any(panel.heat for panel in panels):
         writer.writerow(["figure", "panel", "row", "x", "value"])
-        writer.writerows([drawing.name, panel.title, *row] for panel in panels for row in _heat_rows(panel.heat))
+        writer.writerows([drawing.name, _cell(panel.title), *row] for panel in panels for row in _heat_rows(panel.heat))
     else:
         rows = [row for panel in panels for line in panel.lines for row in _line_rows(drawing.name, panel.title, line)]
         kept = [i for i, name in enumerate(COLUMNS) if name not in _OF_RULES or drawing.of_rules]
@@ -121,8 +126,8 @@ def to_csv(drawing: Drawing) -> str:
 
 
 def _line_rows(figure: str, panel: str, line: Line) -> Iterator[list[str]]:
-    fixed = [figure, panel, line.method.name, _text(line.var), _text(line.spa)]
-    points, runs = line.points, " ".join(line.runs)
+    fixed = [figure, _cell(panel), _cell(line.method.name), _text(line.var), _text(line.spa)]
+    points, runs = line.points, _cell(" ".join(line.runs))
     for x, y, low, high in zip(points.x, points.y, points.low, points.high, strict=True):
         yield [*fixed, _text(x), _text(y), _text(line.lr), runs, _text(low), _text(high)]
 
@@ -131,10 +136,10 @@ def _stack_rows(stack: Stack | None) -> Iterator[list[str]]:
     for i, bar in enumerate(stack.bars if stack else ()):
         assert stack is not None
         for part, heights in stack.parts.items():
-            yield [bar, part, _text(heights[i])]
+            yield [_cell(bar), _cell(part), _text(heights[i])]
         if stack.marks is not None:
             for name, values in zip((stack.mark, "low", "high"), stack.marks, strict=True):
-                yield [bar, name, _text(values[i])]
+                yield [_cell(bar), _cell(name), _text(values[i])]
 
 
 def _heat_rows(heat: Heat | None) -> Iterator[list[str]]:
@@ -142,6 +147,11 @@ def _heat_rows(heat: Heat | None) -> Iterator[list[str]]:
         assert heat is not None
         for column, value in enumerate(values):
             yield [str(row), _text(column * heat.width), _text(value)]
+
+
+def _cell(text: str) -> str:
+    shown = visible(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
 def _text(value: float | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from analysis.drawing.draw import draw
 from analysis.drawing.drawing import Drawing
+from analysis.files import write_text
 from analysis.find import Found, find
 from analysis.load import load_run
 from analysis.paper.claims import CLAIMS
@@ -77,7 +78,7 @@ def build_page(paths: Sequence[Path], directory: Path) -> tuple[list[Path], list
     written = [path for drawing in drawings for path in draw(drawing, directory)]
     text = to_markdown(content)
     for name, body in (("index.md", text), ("index.html", to_html(text, _VERDICTS))):
-        (directory / name).write_text(body, encoding="utf-8")
+        write_text(directory / name, body)
         written.append(directory / name)
     return written, left_out
 

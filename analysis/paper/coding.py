@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from analysis.drawing.curve import Curve
 from analysis.drawing.drawing import Drawing, Line, Panel
+from analysis.files import read_json
 from analysis.method import Method, short
 
 _NEEDED = ("numel", "s", "rho", "method", "bits", "bits_with_header", "bound", "dense")
@@ -30,7 +30,7 @@ def load_codings(files: Iterable[Path]) -> tuple[list[Coding], list[str]]:
     found, problems = [], []
     for file in files:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file, 2**28)
         except (OSError, ValueError) as error:
             problems.append(f"{file}: {error}")
             continue

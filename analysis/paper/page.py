@@ -9,7 +9,7 @@ from datetime import datetime
 
 from analysis.drawing.drawing import Drawing
 from analysis.find import Sweep
-from analysis.markdown import bullets, figure, number, table
+from analysis.markdown import bullets, code, figure, number, table, text
 from analysis.method import short
 from analysis.paper.claims import Claim
 from analysis.paper.coding import coding_table
@@ -92,7 +92,7 @@ def _shortfall(sweep: Sweep, content: Content) -> str:
     there = sum(record.directory.parent == sweep.directory for record in records)
     if there >= sweep.runs:
         return ""
-    return f"The sweep {sweep.study} has {there} of its {number(sweep.runs, 'run')} (`{sweep.directory}`)."
+    return f"The sweep {text(sweep.study)} has {there} of its {number(sweep.runs, 'run')} ({code(sweep.directory)})."
 
 
 def _claims(findings: Iterable[tuple[Claim, Finding]]) -> str:
@@ -115,7 +115,7 @@ def _experiment(content: Content, experiment: str) -> Iterator[str]:
         return
     yield table(["setting", "value"], settings(records))
     if content.notes.get(experiment):
-        yield f"Coverage: {content.notes[experiment]}."
+        yield f"Coverage: {text(content.notes[experiment])}."
     yield from (figure(drawing.name, drawing.title) for drawing in content.drawings if drawing.experiment == experiment)
     curves = content.evidence.curves(experiment)
     edges = [curve for curve in curves if curve.edge and curve.records]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from analysis.markdown import code
 from analysis.paper.record import Record
 
 #: Keys that the page says, in its order; those that no run has are left out.
@@ -34,7 +35,7 @@ def settings(records: Sequence[Record]) -> list[list[str]]:
     if failed:
         rows.append(["failed", f"{len(failed)}, such as {failed[0].directory.name}: {failed[0].error}"])
     for key in _KEYS:
-        rows += _row(f"`{key}`", (_get(record.config, key) for record in records))
+        rows += _row(code(key), (_get(record.config, key) for record in records))
     for key, words in _ENVIRONMENT.items():
         rows += _row(words, (record.environment.get(key) for record in records))
     dates = sorted(str(record.environment["started"]) for record in records if "started" in record.environment)

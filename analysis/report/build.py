@@ -13,7 +13,9 @@ from analysis.brief import Brief
 from analysis.drawing.draw import draw
 from analysis.export.extra_p import extra_p_lines
 from analysis.export.mllog import mllog_lines
+from analysis.files import write_text
 from analysis.many import read_briefs
+from analysis.markdown import number
 from analysis.report.figures import Measured, figures
 from analysis.report.learning import learning_figure
 from analysis.report.look import looks
@@ -22,6 +24,9 @@ from analysis.report.page import Section, problems_of, to_markdown
 from analysis.scaling import series_of
 from analysis.study import Refusal, Study, studies_of
 from analysis.web import folded, to_html
+
+#: Letters of a study's name that the names of its files have, at most: file systems allow 255 bytes.
+_LONGEST = 60
 
 
 def build_report(
@@ -46,7 +51,7 @@ def build_report(
     written = [path for section in sections for drawing in section.drawings for path in draw(drawing, directory)]
     text = to_markdown(sections, refusals, left_out, datetime.now(UTC))
     for name, body in (("index.md", text), ("index.html", folded(to_html(text), directory))):
-        (directory / name).write_text(body, encoding="utf-8")
+        write_text(directory / name, body)
         written.append(directory / name)
     kept = [brief for study in studies for brief in study.briefs]
     written += _export(kept, studies, extra_p, mllog)
@@ -70,11 +75,12 @@ def _section(study: Study, name: str) -> Section:
 
 
 def _names(studies: Sequence[Study]) -> list[str]:
-    """Return names for the files of each study."""
+    """Return names for the files of each study, no two alike."""
     names: list[str] = []
     for study in studies:
-        name = re.sub(r"[^a-z0-9]+", "-", study.name.lower()).strip("-") or "study"
-        names.append(name if name not in names else f"{name}-{len(names)}")
+        name = re.sub(r"[^a-z0-9]+", "-", study.name.lower())[:_LONGEST].strip("-") or "study"
+        tried = (name, *(f"{name}-{i}" for i in range(1, len(studies) + 1)))
+        names.append(next(each for each in tried if each not in names))
     return names
 
 
@@ -89,4 +95,4 @@ def _export(briefs: Sequence[Brief], studies: Sequence[Study], extra_p: Path | N
 
 
 def _in_words(refusal: Refusal) -> str:
-    return f"refused: {refusal.runs} runs named {refusal.name!r} differ in {refusal.reason}"
+    return f"refused: {number(refusal.runs, 'run')} named {refusal.name!r} differ in {refusal.reason}"

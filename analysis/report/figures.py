@@ -11,6 +11,7 @@ import numpy as np
 from analysis.bootstrap import LEVEL, Interval
 from analysis.drawing.curve import Array, Curve
 from analysis.drawing.drawing import Drawing, Heat, Line, Panel, Stack
+from analysis.markdown import number
 from analysis.report.look import PHASE_WORDS, PHASES, ideal, line, looks
 from analysis.scaling import Series, Step
 from analysis.study import Study
@@ -132,10 +133,11 @@ def bytes_figure(measured: Measured) -> Iterator[Drawing]:
             dense[ranks] = means["dense_bytes"] / ranks
     if not by_ranks:
         return
-    ranks_looks = looks(f"{ranks} ranks" for ranks in sorted(by_ranks))
+    ranks_looks = looks(number(ranks, "rank") for ranks in sorted(by_ranks))
     lines = []
     for ranks, points in sorted(by_ranks.items()):
-        name, look = f"{ranks} ranks", ranks_looks[f"{ranks} ranks"]
+        name = number(ranks, "rank")
+        look = ranks_looks[name]
         x, y = np.array(sorted(points)).T
         lines.append(line(name, {**look, "linestyle": "none"}, Curve(x, y, y, y), whiskers=True))
         span = np.array([min(0.5 * x.min(), 0.5), 1.0])

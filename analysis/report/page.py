@@ -9,7 +9,7 @@ from datetime import datetime
 from analysis.bootstrap import DRAWS, ENOUGH, LEVEL, coverage
 from analysis.brief import WARM_UP, Brief
 from analysis.drawing.drawing import Drawing
-from analysis.markdown import bullets, figure, number
+from analysis.markdown import Marked, bullets, code, figure, number, text
 from analysis.report.figures import Measured
 from analysis.report.modelled import Modelled
 from analysis.report.tables import (
@@ -45,7 +45,7 @@ def to_markdown(
     parts = ["# Report of " + number(runs, "run"), f"Made {made:%Y-%m-%d %H:%M} UTC."]
     parts += [_refusal(refusal) for refusal in refusals]
     for section in sections:
-        parts += [f"## {section.measured.study.name}", *_section(section)]
+        parts += [f"## {text(section.measured.study.name)}", *_section(section)]
     parts += ["## How this was measured", _METHOD]
     if left_out:
         parts += ["## Left out", bullets(left_out)]
@@ -75,9 +75,9 @@ _METHOD = f"""\
 
 def _refusal(refusal: Refusal) -> str:
     return (
-        f"> **Refused: {refusal.name}**, {number(refusal.runs, 'run')}. Their configurations differ in more than "
-        f"method, batch and seed, so that they are no comparison: {refusal.reason}. Give the report only those that "
-        "agree, or other names to what is another study."
+        f"> **Refused: {text(refusal.name)}**, {number(refusal.runs, 'run')}. Their configurations differ in more than "
+        f"method, batch and seed, so that they are no comparison: {text(refusal.reason)}. Give the report only "
+        "those that agree, or other names to what is another study."
     )
 
 
@@ -104,10 +104,14 @@ def _section(section: Section) -> Iterator[str]:
     if section.modelled is not None:
         yield "### Model"
         yield from _model(section.modelled, by_name)
-    problems = [f"`{brief.directory}`: {problem}" for brief in study.briefs for problem in brief.problems]
+    problems = [_problem(brief, problem) for brief in study.briefs for problem in brief.problems]
     if problems:
         yield "### Problems with the files"
         yield bullets([*problems[:_LISTED], *([f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else [])])
+
+
+def _problem(brief: Brief, problem: str) -> Marked:
+    return Marked(f"{code(brief.directory)}: {text(problem)}")
 
 
 def _banners(section: Section) -> Iterator[str]:
@@ -138,9 +142,9 @@ def _claims(measured: Measured) -> Iterator[str]:
     lines = []
     for series in measured.series:
         if series.refused:
-            lines.append(f"**Refused: a speed-up of {series.method}**: {series.refused}.")
+            lines.append(f"**Refused: a speed-up of {text(series.method)}**: {text(series.refused)}.")
         elif series.kind == "single":
-            lines.append(f"{series.method}: one number of ranks ({series.base}), no scaling.")
+            lines.append(f"{text(series.method)}: one number of ranks ({series.base}), no scaling.")
     bases = {series.base for series in measured.series if series.kind in ("strong", "weak")}
     if bases:
         base = ", ".join(map(str, sorted(bases)))
@@ -149,7 +153,8 @@ def _claims(measured: Measured) -> Iterator[str]:
             if bases == {1}
             else " Nothing was measured on one rank for all methods, and nothing is extrapolated to it."
         )
-        lines.insert(0, f"Base: {base} rank{'s' * (bases != {1})}, the smallest number there is of each method.{one}")
+        ranks = "rank" if bases == {1} else "ranks"
+        lines.insert(0, f"Base: {base} {ranks}, the smallest number there is of each method.{one}")
     yield "\n\n".join(lines)
 
 

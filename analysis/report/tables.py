@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.bootstrap import Interval
 from analysis.brief import Brief
-from analysis.markdown import table
+from analysis.markdown import code, number, table
 from analysis.report.figures import Measured
 from analysis.report.modelled import WORDS, Modelled, coefficients
 from analysis.scaling import Series, Step, ratio
@@ -117,10 +117,10 @@ def _median(values: Iterator[float]) -> float:
 def settings_table(briefs: Sequence[Brief]) -> str:
     """Return what all runs share, and what varies."""
     configs = [flat(brief.config) for brief in briefs]
-    rows = [[f"`{key}`", _values(config.get(key) for config in configs)] for key in _SETTINGS]
+    rows = [[code(key), _values(config.get(key) for config in configs)] for key in _SETTINGS]
     keys = sorted({key for config in configs for key in config if key.startswith(tuple(f"{s}." for s in METHOD))})
     varying = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
-    rows += [[f"`{key}`", _values(config.get(key) for config in configs)] for key in varying]
+    rows += [[code(key), _values(config.get(key) for config in configs)] for key in varying]
     rows += [[words, _values(brief.surroundings.get(key) for brief in briefs)] for key, words in _ENVIRONMENT.items()]
     dates = sorted(str(brief.environment["started"]) for brief in briefs if "started" in brief.environment)
     rows += [["started", f"{dates[0]} to {dates[-1]}"]] if dates else []
@@ -177,7 +177,7 @@ def held_out_table(modelled: Modelled) -> str:
 def changes_table(modelled: Modelled, ranks: Sequence[int] = (2, 8, 64, 512, 4096)) -> str:
     """Return the crossover density if something were otherwise."""
     rows = [[change.words, *(density_text(density) for density in change.density)] for change in modelled.changes]
-    return table(["if there were", *(f"{count} ranks" for count in ranks)], rows)
+    return table(["if there were", *(number(count, "rank") for count in ranks)], rows)
 
 
 def density_text(density: float) -> str:

@@ -112,7 +112,7 @@ def sparse(
 ) -> Contender:
     """Return a contender that does what a training step does between `backward` and the optimizer's own step."""
     model = nn.Module()
-    parameter = nn.Parameter(torch.ones(numel))
+    parameter = nn.Parameter(torch.ones(numel, dtype=torch.float32, device="cpu"))
     model.register_parameter("entries", parameter)
     phases = Phases()
     optimizer = DistributedOptimizer(
@@ -129,7 +129,7 @@ def sparse(
     def prepare() -> None:
         optimizer.zero_grad(set_to_none=False)
         if parameter.grad is None:
-            parameter.grad = torch.zeros(numel)
+            parameter.grad = torch.zeros_like(parameter)
         gradients.write(parameter.grad.numpy())
         phases.take()
 

@@ -57,7 +57,7 @@ class _Steps:
         indices = self.sampler.next().indices
         if indices.numel() == 0:
             # Without a backward pass the other ranks would wait for this one.
-            indices = torch.zeros(1, dtype=torch.int64)
+            indices = torch.zeros(1, dtype=torch.int64, device="cpu")
         self.optimizer.zero_grad()
         parts = torch.split(indices, self.options.microbatch or indices.numel())
         for number, part in enumerate(parts, start=1):

@@ -15,7 +15,7 @@ from mpisparse.bench.contenders import Gradients, dense, gloo, sparse_with_memor
 from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
 from mpisparse.bench.statistics import Line, fit_line, median_ratio, summarise
-from mpisparse.bench.text import count_text, digits, entries_text, milliseconds
+from mpisparse.bench.text import digits, entries_text, milliseconds
 from mpisparse.bench.timing import Samples, interleave
 from mpisparse.collectives import Allreduce, BFloat16Pieces
 from mpisparse.comm import Communicator, agreed
@@ -23,6 +23,7 @@ from mpisparse.phases import NAMES
 from mpisparse.sparsifiers import GSpar, Sparsifier, TopK
 from mpisparse.training.console import bytes_text
 from mpisparse.wire import ValueCoding
+from mpisparse.words import counted
 
 #: What all others are compared with.
 REFERENCE = "dense float32"
@@ -173,8 +174,8 @@ def _sentences(even: Mapping[int, Sequence[BreakEven]], lines: Mapping[str, Line
 
 def _show(report: Report, comm: Communicator, numel: int, entries: Sequence[Entry]) -> None:
     reference = entries[0].samples.seconds
-    ranks = count_text(comm.size, "rank")
-    title = f"Exchange of {entries_text(numel)} entries over {ranks}, {count_text(reference.size, 'repetition')} each"
+    ranks = counted(comm.size, "rank")
+    title = f"Exchange of {entries_text(numel)} entries over {ranks}, {counted(reference.size, 'repetition')} each"
     columns = ["", "ms", "10 - 90 %", "/ dense", "message", "received", "density", "memory"]
     report.table(title, columns, [list(_cells(entry, reference, numel)) for entry in entries])
     sparse = [entry for entry in entries if entry.density is not None]

@@ -12,9 +12,10 @@ import torch
 from mpisparse.bench.cases import Case, all_cases
 from mpisparse.bench.report import Report, seconds_json
 from mpisparse.bench.statistics import Summary, median_ratio, summarise
-from mpisparse.bench.text import count_text, digits, entries_text, milliseconds
+from mpisparse.bench.text import digits, entries_text, milliseconds
 from mpisparse.bench.timing import Contender, interleave
 from mpisparse.comm import Communicator
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ def _measure(comm: Communicator, case: Case[Any], numel: int, density: float, op
 
 
 def _show(report: Report, comm: Communicator, rows: Sequence[Row], options: Options) -> None:
-    threads = count_text(options.threads, "thread")
+    threads = counted(options.threads, "thread")
     ranks = f", {comm.size} ranks at once" if comm.size > 1 else ""
     copy = milliseconds(summarise([row.copy_seconds for row in rows]).median)
     title = f"{entries_text(rows[0].size)} entries, {threads}{ranks}: copying them takes {copy} ms"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mpisparse.bench.statistics import Summary, summarise
@@ -20,13 +19,10 @@ from mpisparse.bench.text import milliseconds
 from mpisparse.comm import Communicator, agreed, gather_json
 from mpisparse.errors import ConfigError
 from mpisparse.runtime import Surroundings
-from mpisparse.runtime.terminal import STDERR, STDOUT, terminal_columns
+from mpisparse.terminal import STDERR, STDOUT, Screen
 
 #: Version of the JSON document: raised when a key changes its meaning or goes.
 SCHEMA = 1
-
-#: Columns of a table where nobody tells how wide a line is.
-_PLAIN_WIDTH = 120
 
 _PACKAGES = ("mpisparse", "torch", "numpy", "numba", "mpi4py")
 
@@ -52,19 +48,12 @@ class Report:
             "benchmark": benchmark,
             "machine": machine_facts(comm, surroundings),
         }
-        stream = STDERR if target == "-" else STDOUT
-        columns = terminal_columns(stream)
-        self._console = Console(
-            stderr=stream == STDERR,
-            highlight=False,
-            force_terminal=columns is not None,
-            width=columns or _PLAIN_WIDTH,
-        )
+        self._screen = Screen(STDERR if target == "-" else STDOUT)
 
     def say(self, line: str) -> None:
         """Print one line."""
         if self._speaks:
-            self._console.print(line, soft_wrap=True, markup=False)
+            self._screen.say(line)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table: the first column is text, the others are numbers."""
@@ -75,7 +64,7 @@ class Report:
             table.add_column(name, justify="right" if number else "left", no_wrap=number == 0)
         for row in rows:
             table.add_row(*row)
-        self._console.print(table)
+        self._screen.print(table)
 
     def write(self, **results: Any) -> None:
         """Write the JSON document, if one is wanted: machine facts and `results`."""

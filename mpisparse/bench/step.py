@@ -12,7 +12,7 @@ from mpisparse.bench.gloo import gloo_group
 from mpisparse.bench.report import Report, phase_medians, seconds_json, time_cells
 from mpisparse.bench.runs import dense_of, with_overlap, without_overlap
 from mpisparse.bench.statistics import median_ratio, summarise
-from mpisparse.bench.text import count_text, digits, milliseconds
+from mpisparse.bench.text import digits, milliseconds
 from mpisparse.bench.timing import Contender, Samples, interleave
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import ConfigError
@@ -23,6 +23,7 @@ from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import bytes_text
 from mpisparse.training.data import Split
+from mpisparse.words import counted
 
 DENSE, SPARSE, OVERLAPPED, DDP = "dense", "sparse", "sparse, overlapped", "DDP over gloo"
 
@@ -40,7 +41,7 @@ def measure_step(comm: Communicator, run: RunConfig, report: Report, *, steps: i
         if gloo:
             contenders.append(ddp_contender(DDP, comm, run, data))
         samples = interleave(contenders, steps, comm=comm, warm_up=2, block=BLOCK, lead_in=1, budget=budget)
-    title = f"Step of {run.name} over {count_text(comm.size, 'rank')}"
+    title = f"Step of {run.name} over {counted(comm.size, 'rank')}"
     _show(report, title, samples)
     for note in notes:
         report.say(note)
@@ -96,7 +97,7 @@ def _show(report: Report, title: str, samples: dict[str, Samples]) -> None:
     repetitions = samples[DENSE].seconds.size
     columns = ["", "ms", "10 - 90 %", "/ dense", "/ DDP", "received", "density"]
     report.table(
-        f"{title}, {count_text(repetitions, 'step')} each", columns, [_cells(n, s, samples) for n, s in samples.items()]
+        f"{title}, {counted(repetitions, 'step')} each", columns, [_cells(n, s, samples) for n, s in samples.items()]
     )
     phases = {name: phase_medians(taken.details, NAMES) for name, taken in samples.items() if name != DDP}
     shown = [name for name in NAMES if any(name in spent for spent in phases.values())]

@@ -23,8 +23,3 @@ def entries_text(count: int) -> str:
 def density_text(density: float) -> str:
     """Return a density in per cent, with at most two digits that count."""
     return f"{float(f'{100 * density:.2g}'):g} %"
-
-
-def count_text(count: int, noun: str) -> str:
-    """Return "1 rank" or "4 ranks"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"

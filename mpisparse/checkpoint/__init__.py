@@ -6,6 +6,7 @@ encode        from a tree to its structure and arrays
 decode        and back
 disk          all that saving changes in the file system
 faulty        a disk on which that goes wrong, when the environment asks for it
+stamp         which save a file belongs to
 sink          the file that HDF5 writes through
 audit         what a file may hold
 hdf5          a tree in a file
@@ -32,12 +33,12 @@ from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.faulty import FaultyDisk
 from mpisparse.checkpoint.flaws import find_flaws
 from mpisparse.checkpoint.hdf5 import read_tree, write_tree
-from mpisparse.checkpoint.manifest import FileEntry, Manifest, read_manifest, verify
+from mpisparse.checkpoint.manifest import FileEntry, Manifest, read_manifest
 from mpisparse.checkpoint.norms import Norms, Tally
 from mpisparse.checkpoint.reshape import Residual, reshape_exchange
 from mpisparse.checkpoint.restore import Reshape, Restored
 from mpisparse.checkpoint.save import Outcome
-from mpisparse.checkpoint.saved import Saved, find_checkpoints, open_checkpoint
+from mpisparse.checkpoint.saved import Saved, find_checkpoints, open_checkpoint, verify
 from mpisparse.checkpoint.writer import write_alike
 
 __all__ = [

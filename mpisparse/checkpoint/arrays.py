@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ NUMPY_DTYPES = frozenset([*_PLAIN, "bool", "complex64", "complex128"])
 
 #: HDF5 takes no more dimensions; arrays of more lie flat in the file.
 HDF5_DIMENSIONS = 32
+#: Dimensions of an array at most; torch and numpy compute with no more than 64.
+DIMENSIONS = 1000
 _DATASET = re.compile(r"[0-9]{6,}\.[A-Za-z0-9._-]{0,100}")
 
 
@@ -72,19 +75,27 @@ class ArrayEntry:
     def from_json(item: Any) -> ArrayEntry:
         """Return the entry that `item` writes, or raise CheckpointError when it cannot be one."""
         if not isinstance(item, dict) or set(item) != {"dataset", "dtype", "shape"}:
-            raise CheckpointError(f"the structure is damaged: {item!r:.80} does not describe an array")
+            raise CheckpointError(f"the structure is damaged: {shown(item)} does not describe an array")
         dataset, dtype, shape = item["dataset"], item["dtype"], item["shape"]
         if not isinstance(dtype, str) or dtype not in CARRIERS:
-            raise CheckpointError(f"the structure is damaged: {dtype!r:.80} is no dtype of this format")
-        if not isinstance(shape, list) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
-            raise CheckpointError(f"the structure is damaged: {shape!r:.80} is no shape")
+            raise CheckpointError(f"the structure is damaged: {shown(dtype)} is no dtype of this format")
+        # Few enough that multiplying them takes no time.
+        if not isinstance(shape, list) or len(shape) > DIMENSIONS:
+            raise CheckpointError(f"the structure is damaged: {shown(shape)} is no shape")
+        if not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+            raise CheckpointError(f"the structure is damaged: {shown(shape)} is no shape")
         entry = ArrayEntry(dataset, dtype, tuple(shape))
         named = isinstance(dataset, str) and is_dataset_name(dataset)
         if not named and (dataset is not None or entry.numel > 0):
-            raise CheckpointError(f"the structure is damaged: {dataset!r:.80} is no name of a dataset")
+            raise CheckpointError(f"the structure is damaged: {shown(dataset)} is no name of a dataset")
         if named and entry.numel == 0:
             raise CheckpointError(f"the structure is damaged: {dataset} has no entries, yet names a dataset")
         return entry
+
+
+def shown(value: object) -> str:
+    """Return a value of a damaged file for a message: at most 80 characters, and no more work than they take."""
+    return f"{reprlib.repr(value):.80}"
 
 
 def dataset_name(index: int, path: str) -> str:
@@ -105,6 +116,8 @@ def tensor_flaw(tensor: torch.Tensor) -> str | None:
         return "a tensor on the meta device, which has no values"
     if str(tensor.dtype).removeprefix("torch.") not in CARRIERS:
         return f"a tensor of {tensor.dtype}, which this format does not know"
+    if tensor.dim() > DIMENSIONS:
+        return f"a tensor of {tensor.dim()} dimensions: at most {DIMENSIONS} can be saved"
     return None
 
 
@@ -140,7 +153,9 @@ def build_tensor(entry: ArrayEntry, flat: Array) -> torch.Tensor:
         values = torch.from_numpy(flat if flat.size else np.zeros(2, flat.dtype)).view(dtype)
         return values[: entry.numel].reshape(entry.shape)
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the structure is damaged: no tensor has the shape {entry.shape}: {error}") from error
+        raise CheckpointError(
+            f"the structure is damaged: no tensor has the shape {shown(entry.shape)}: {error}"
+        ) from error
 
 
 def build_array(entry: ArrayEntry, flat: Array) -> Array:
@@ -151,7 +166,9 @@ def build_array(entry: ArrayEntry, flat: Array) -> Array:
     try:
         return flat.view(entry.dtype).reshape(entry.shape)
     except ValueError as error:
-        raise CheckpointError(f"the structure is damaged: no array has the shape {entry.shape}: {error}") from error
+        raise CheckpointError(
+            f"the structure is damaged: no array has the shape {shown(entry.shape)}: {error}"
+        ) from error
 
 
 def _check_booleans(entry: ArrayEntry, flat: Array) -> None:

@@ -20,6 +20,8 @@ from mpisparse.errors import CheckpointError
 STRUCTURE = "structure"
 ARRAYS = "arrays"
 CHECKSUM_BYTES = 4
+#: Arrays of a file at most: more than a structure can name.
+_ARRAYS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,14 @@ def audit(file: h5py.File, file_bytes: int) -> dict[str, Declared]:
         CheckpointError: the file holds something that no checkpoint does; the message names it.
     """
     root = h5py.h5g.open(file.id, b"/")
+    _limit_links(root, "it", 100)
     names = _hard_links(root, "/")
     if names != {STRUCTURE, ARRAYS}:
         raise CheckpointError(f"it holds {sorted(names)!r:.200}, where a checkpoint holds {STRUCTURE} and {ARRAYS}")
     group = h5py.h5o.open(root, ARRAYS.encode())
     if not isinstance(group, h5py.h5g.GroupID):
         raise CheckpointError(f"{ARRAYS} is not a group")
-    _refuse_attributes(group, ARRAYS)
+    _limit_links(group, ARRAYS, _ARRAYS)
     declared = {STRUCTURE: _declared(root, STRUCTURE)}
     if declared[STRUCTURE].dtype != np.uint8 or len(declared[STRUCTURE].shape) != 1:
         raise CheckpointError(f"{STRUCTURE} is not one row of uint8")
@@ -58,6 +61,12 @@ def audit(file: h5py.File, file_bytes: int) -> dict[str, Declared]:
     if total > file_bytes:
         raise CheckpointError(f"its datasets take {total} bytes, but the file has only {file_bytes}")
     return declared
+
+
+def _limit_links(group: h5py.h5g.GroupID, where: str, most: int) -> None:
+    """Raise CheckpointError for a group of more links than are worth looking at."""
+    if (links := group.get_num_objs()) > most:
+        raise CheckpointError(f"{where} holds {links} names, where a checkpoint holds at most {most}")
 
 
 def _hard_links(group: h5py.h5g.GroupID, where: str) -> set[str]:

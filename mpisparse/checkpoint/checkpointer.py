@@ -5,10 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
+from mpisparse.arguments import require_callable, require_path, short
 from mpisparse.checkpoint.claim import Claim
 from mpisparse.checkpoint.directory import begin
 from mpisparse.checkpoint.disk import Disk, named
@@ -18,8 +20,17 @@ from mpisparse.checkpoint.manifest import STATE, rank_file
 from mpisparse.checkpoint.restore import Reshape, Restored, restore
 from mpisparse.checkpoint.save import Outcome, Save, attempt_removal
 from mpisparse.checkpoint.snapshot import Buffers
+from mpisparse.checkpoint.stamp import Stamp, new_save
 from mpisparse.checkpoint.tree import Tree
-from mpisparse.comm import Communicator, agreed, from_root, gather_json, require_same, solo
+from mpisparse.comm import (
+    Communicator,
+    agreed,
+    from_root,
+    gather_json,
+    require_communicator,
+    require_same,
+    solo,
+)
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, alike
 
 
@@ -72,8 +83,15 @@ class Checkpointer:
         Raises:
             ConfigError: `keep` is not a positive integer.
         """
+        for value in (directory, keep):
+            if isinstance(value, Communicator):
+                raise ConfigError("a communicator came in another's place: give Checkpointer(directory, comm=comm)")
+        require_path("directory", directory, "a path, such as Checkpointer('checkpoints', keep=3)")
+        require_communicator(comm)
         if type(keep) is not int or keep < 1:
-            raise ConfigError(f"keep {keep!r} is not a positive integer: give how many checkpoints stay, such as 3")
+            raise ConfigError(
+                f"keep {short(keep)} is not a positive integer: give how many checkpoints stay, such as 3"
+            )
         self.directory = Path(directory).absolute()
         self.keep = keep
         self.shared = shared
@@ -127,22 +145,28 @@ class Checkpointer:
         earlier = self.finish()
         if earlier is not None:
             begun += earlier.waited
-        require_same(self._comm, "the steps to save", [repr(step)])
+        require_same(self._comm, "the steps to save", [short(step)])
         if type(step) is not int or step < 0:
-            raise alike(CheckpointError(f"step {step!r} is not a step: give the optimizer steps done, 0 or more"))
+            raise alike(
+                CheckpointError(
+                    f"step {short(step)} is not a step: give the optimizer steps done, 0 or more, before the state"
+                )
+            )
         self._disk.begin()
         try:
-            temporary = Path(from_root(self._comm, lambda: self._begin(step)))
+            place, number = from_root(self._comm, lambda: (self._begin(step), new_save()))
         except CheckpointError as error:
             self._going = Outcome(step, None, str(error), pause=perf_counter() - begun)
             return earlier
+        temporary = Path(place)
         with self._undone_on_failure(temporary):
-            files = self._encode(replicated, per_rank)
+            files = self._encode(replicated, per_rank, Stamp(number, step, self._comm.size))
         save = Save(
             self._comm,
             self._beside() if behind else self._comm,
             self._disk,
             step=step,
+            number=number,
             temporary=temporary,
             files=self._copied(files) if behind else files,
             keep=self.keep,
@@ -218,6 +242,8 @@ class Checkpointer:
             CheckpointError: none of those there are is whole, it was saved by another number of ranks, or `which` is a
                 path that holds none.
         """
+        require_path("which", which, "'auto', or the path of a checkpoint, and load what comes back")
+        require_callable("reshape", reshape, "a function of the saved checkpoint")
         earlier = self.finish()
         restored = restore(self._comm, self.directory, which, reshape)
         if restored is not None and earlier is not None and earlier.failure is not None:
@@ -230,19 +256,22 @@ class Checkpointer:
         with named(f"no checkpoint can be written to {self.directory}"):
             return str(begin(self.directory, step, self._disk, self._claim))
 
-    def _encode(self, replicated: Tree, per_rank: Tree) -> dict[str, Encoded]:
+    def _encode(self, replicated: Tree, per_rank: Tree, stamp: Stamp) -> dict[str, Encoded]:
         """Return what this rank's files are to hold, the replicated state first, as views where that is possible."""
-        trees = {STATE: replicated} if self._comm.rank == 0 else {}
+        rank = self._comm.rank
+        trees = {STATE: (replicated, stamp)} if rank == 0 else {}
+        trees[rank_file(rank)] = (per_rank, replace(stamp, rank=rank))
         files = {}
         with agreed(self._comm):
-            for name, tree in {**trees, rank_file(self._comm.rank): per_rank}.items():
-                files[name] = encode_file(name, tree)
+            for name, (tree, own) in trees.items():
+                files[name] = encode_file(name, tree, own)
         return files
 
     def _copied(self, files: dict[str, Encoded]) -> dict[str, Encoded]:
         copies = iter(self._buffers.copy([array for encoded in files.values() for array in encoded.arrays]))
         return {
-            name: Encoded(encoded.structure, [next(copies) for _ in encoded.arrays]) for name, encoded in files.items()
+            name: Encoded(encoded.structure, [next(copies) for _ in encoded.structure.arrays])
+            for name, encoded in files.items()
         }
 
     def _beside(self) -> Communicator:

@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +20,7 @@ from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, sleep
 
+from mpisparse import terminal
 from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import ConfigError, RunDirectoryError
 
@@ -110,7 +110,7 @@ class Claim:
     ) -> None:
         self.directory = directory.absolute()
         self._path = self.directory / NAME
-        self._beat, self._watch, self._say = beat, watch, say or partial(print, file=sys.stderr, flush=True)
+        self._beat, self._watch, self._say = beat, watch, say or partial(terminal.say, error=True)
         self._me = Owner.this()
         #: Whether this object made the file, and what is wrong with it now.
         self._holds, self._flaw = False, ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mpisparse.checkpoint.arrays import NUMPY_DTYPES, Array, ArrayEntry, build_array, build_tensor
+from mpisparse.checkpoint.arrays import NUMPY_DTYPES, Array, ArrayEntry, build_array, build_tensor, shown
 from mpisparse.checkpoint.tree import DEPTH, Json, Structure, Tree
 from mpisparse.errors import CheckpointError
 
@@ -46,11 +46,11 @@ class _Decoder:
             return node
         kind, content = next(iter(node.items())) if len(node) == 1 else (None, None)
         if kind not in _DECODERS:
-            raise CheckpointError(f"the structure is damaged: {node!r:.80} is of no kind that this format knows")
+            raise CheckpointError(f"the structure is damaged: {shown(node)} is of no kind that this format knows")
         try:
             return _DECODERS[kind](self, content, depth)
         except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-            raise CheckpointError(f"the structure is damaged: {node!r:.80} is no {kind}: {error!r:.200}") from error
+            raise CheckpointError(f"the structure is damaged: {shown(node)} is no {kind}: {error!r:.200}") from error
 
     def _int(self, content: Any, depth: int) -> Tree:
         return int(content, 10)
@@ -93,7 +93,7 @@ class _Decoder:
     def _key(self, node: Json, depth: int) -> str | int:
         key = self.decode(node, depth + 1)
         if type(key) is not str and type(key) is not int:
-            raise ValueError(f"{key!r:.80} is no key")
+            raise ValueError(f"{shown(key)} is no key")
         return key
 
     def _require_list(self, content: Any) -> list[Any]:
@@ -110,7 +110,7 @@ class _Decoder:
     def _take(self, index: Any) -> tuple[ArrayEntry, Array]:
         # Once only: a small file must not be able to ask for the same large array a million times.
         if type(index) is not int or index not in self.unused:
-            raise ValueError(f"array {index!r:.80} is missing, or used twice")
+            raise ValueError(f"array {shown(index)} is missing, or used twice")
         entry = self.unused.pop(index)
         return entry, np.empty(0, entry.carrier.newbyteorder("=")) if entry.dataset is None else self.load(entry)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import xxhash
 
+from mpisparse.files import open_regular
+
 #: Bytes that are read at a time.
 _PIECE = 2**24
 
@@ -34,14 +36,14 @@ class Digest:
 
     def of_file(self, path: Path) -> tuple[int, str]:
         """Return the length and the digest, in hexadecimal, of the file at `path`, which is read whole."""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             digest = file_digest(file, self.new)
             return file.tell(), str(digest.hexdigest())
 
     def of_spans(self, path: Path, spans: Iterable[tuple[int, int]]) -> tuple[int, str]:
         """Return what `of_file` does, of parts of a file one after another: of each its first byte and the one past."""
         digest, length = self.new(), 0
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for start, stop in spans:
                 file.seek(start)
                 while start < stop and (piece := file.read(min(_PIECE, stop - start))):
@@ -53,4 +55,4 @@ class Digest:
 #: By version of the format. BLAKE2b took as long as all else of a save; XXH3 takes a twentieth of that. Neither tells
 #: malice: whoever can write a checkpoint can write a manifest for it.
 DIGESTS = {1: Digest("blake2b", 64, lambda: blake2b(digest_size=32)), 2: Digest("xxh3_128", 32, xxhash.xxh3_128)}
-DIGESTS[3] = DIGESTS[2]
+DIGESTS[3] = DIGESTS[4] = DIGESTS[2]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mpisparse.errors import CheckpointError
+from mpisparse.files import OddFileError
 
 
 class Disk:
@@ -45,7 +46,7 @@ class Disk:
 
     def open(self, path: Path) -> int:
         """Return a file that is there, open for reading and writing, which the caller closes. It changes nothing."""
-        return os.open(path, os.O_RDWR)
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def reserve(self, file: int, length: int) -> None:
         """Have room on the disk for the first `length` bytes of an open file, so that writing them cannot fill it."""
@@ -118,6 +119,8 @@ class Disk:
 
 def reason(error: Exception) -> str:
     """Return what went wrong, in the system's few words where it has them: HDF5's own go on for lines."""
+    if isinstance(error, OddFileError):
+        return str(error.strerror)
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else str(error)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 
 from mpisparse.checkpoint.arrays import Array, ArrayEntry
 from mpisparse.checkpoint.audit import ARRAYS, STRUCTURE, Declared, audit
-from mpisparse.checkpoint.decode import decode
+from mpisparse.checkpoint.decode import Load, decode
 from mpisparse.checkpoint.disk import Disk, reason
 from mpisparse.checkpoint.encode import encode
 from mpisparse.checkpoint.sink import Sink
+from mpisparse.checkpoint.stamp import Stamp
 from mpisparse.checkpoint.tree import Structure, Tree
 from mpisparse.errors import CheckpointError
+from mpisparse.files import open_regular
 
 CHUNK_BYTES = 2**20
 
@@ -30,29 +32,41 @@ class Encoded:
     """A tree as a file will hold it: its structure, and its arrays flat in their carriers, one an entry."""
 
     structure: Structure
-    arrays: list[Array]
+    arrays: Iterable[Array]
 
 
-def encode_file(name: str, tree: Tree) -> Encoded:
+@dataclass(frozen=True, slots=True)
+class Content:
+    """An open file: its structure, which fits what the file declares, and what brings the array of an entry."""
+
+    structure: Structure
+    load: Load
+
+
+def encode_file(name: str, tree: Tree, stamp: Stamp | None = None) -> Encoded:
     """Return what the file `name` is to hold of `tree`, whose arrays are views of its own where they can be.
+
+    Args:
+        stamp: of the save that the file belongs to, if it is one of a checkpoint.
 
     Raises:
         CheckpointError: the tree holds something that a file cannot.
     """
     try:
-        return Encoded(*encode(tree))
+        structure, arrays = encode(tree)
+        return Encoded(replace(structure, stamp=stamp), arrays)
     except CheckpointError as error:
         raise CheckpointError(f"{name} cannot be written: {error}") from error
 
 
-def write_tree(path: Path, tree: Tree, disk: Disk | None = None) -> None:
-    """Write `tree` to a new file, and return when it is on the disk. Equal trees give equal bytes.
+def write_tree(path: Path, tree: Tree, disk: Disk | None = None, stamp: Stamp | None = None) -> None:
+    """Write `tree` to a new file, and return when it is on the disk. Equal trees and stamps give equal bytes.
 
     Raises:
         CheckpointError: the tree holds something that a file cannot, or the file exists or cannot be written, in which
             case what there is of it stays behind.
     """
-    write_encoded(path, encode_file(path.name, tree), disk or Disk())
+    write_encoded(path, encode_file(path.name, tree, stamp), disk or Disk())
 
 
 def write_encoded(path: Path, encoded: Encoded, disk: Disk) -> None:
@@ -69,7 +83,7 @@ def write_encoded(path: Path, encoded: Encoded, disk: Disk) -> None:
             # On a full disk there is no use in going on.
             _write(sink, encoded, sink.check)
             sink.sync()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, CheckpointError) as error:
         raise CheckpointError(f"{path.name} cannot be written to {path.parent}: {reason(error)}") from error
 
 
@@ -82,7 +96,8 @@ def read_tree(path: Path) -> Tree:
     Raises:
         CheckpointError: the file is damaged, or holds something that no checkpoint does.
     """
-    return _read(path.name, path)
+    with opened(path.name, path) as content:
+        return decode(content.structure, content.load)
 
 
 def image_of(encoded: Encoded) -> memoryview:
@@ -94,16 +109,24 @@ def image_of(encoded: Encoded) -> memoryview:
 
 def read_image(name: str, image: bytes) -> Tree:
     """Return the tree in the bytes of a file called `name`, as `read_tree` does of one on the disk."""
-    return _read(name, io.BytesIO(image))
+    with opened(name, io.BytesIO(image)) as content:
+        return decode(content.structure, content.load)
 
 
-def _read(name: str, source: Path | io.BytesIO) -> Tree:
+@contextmanager
+def opened(name: str, source: Path | io.BytesIO) -> Iterator[Content]:
+    """Lend the content of a file called `name`, checked before any array is read.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something that no checkpoint does; so does what is raised in the
+            block, by `load` or by whatever finds fault with the content.
+    """
     with _opened(name, source) as file:
         declared = audit(file, os.path.getsize(source) if isinstance(source, Path) else source.getbuffer().nbytes)
         structure = Structure.from_bytes(_load(file[STRUCTURE], declared.pop(STRUCTURE)).tobytes())
         _compare(structure.arrays, declared)
         group = file[ARRAYS]
-        return decode(structure, lambda entry: _load(group[entry.dataset], declared[str(entry.dataset)]).reshape(-1))
+        yield Content(structure, lambda entry: _load(group[entry.dataset], declared[str(entry.dataset)]).reshape(-1))
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -145,6 +168,8 @@ def _write_values(group: h5py.Group, name: str, values: Array) -> None:
 def _opened(name: str, source: Path | io.BytesIO) -> Iterator[h5py.File]:
     """Open a file called `name`; every way in which h5py tells of damage becomes a CheckpointError that names it."""
     try:
+        if isinstance(source, Path):  # HDF5 would wait for a pipe's writer.
+            open_regular(source).close()
         with h5py.File(source, "r", locking=False) as file:
             yield file
     except CheckpointError as error:

@@ -10,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpisparse.checkpoint.arrays import shown
 from mpisparse.checkpoint.digest import DIGESTS, Digest
+from mpisparse.checkpoint.stamp import Stamp, is_save
 from mpisparse.errors import CheckpointError
+from mpisparse.files import OddFileError, parse_json, read_bytes
+from mpisparse.words import counted
 
 FORMAT = "mpisparse-checkpoint"
-#: What is written, with a file for each rank or one for all of them; every version in DIGESTS is read.
-VERSION = 2
-SHARED_VERSION = 3
+#: What is written; every version in DIGESTS is read.
+VERSION = 4
+#: The version before it of a file for each rank, and that of one for all of them: neither names the save.
+_UNSTAMPED, _UNSTAMPED_SHARED = 2, 3
 MANIFEST = "manifest.json"
 STATE = "state.h5"
 #: The file of all ranks, in which theirs lie one after another.
@@ -25,7 +30,7 @@ SHARED = "ranks.h5"
 STEP_NAME = re.compile(r"step-([0-9]{8,})(\.replaced)?")
 
 _DIGITS = re.compile(r"[0-9a-f]*")
-_LARGEST = 2**28
+_LARGEST = 2**25
 
 
 def rank_file(rank: int) -> str:
@@ -81,18 +86,22 @@ class Manifest:
     """A checkpoint of `ranks` ranks at `step`; `files` are the replicated state, then one a rank, in rank order.
 
     frame: of the shared file, where the ranks' files lie in one; else None.
+    save: the number of the save, which all files carry; None in the versions before 4.
     """
 
     step: int
     ranks: int
     files: tuple[FileEntry, ...]
-    version: int = VERSION
+    version: int = _UNSTAMPED
     frame: Frame | None = None
+    save: str | None = None
 
     def to_bytes(self) -> bytes:
         """Return the one way to write this manifest: JSON whose last member is the digest of all before it."""
         kind = DIGESTS[self.version]
         body: dict[str, Any] = {"format": FORMAT, "version": self.version, "step": self.step, "ranks": self.ranks}
+        if self.save is not None:
+            body["save"] = self.save
         body["files"] = [{"name": f.name, "bytes": f.bytes, kind.name: f.digest} for f in self.files]
         if (frame := self.frame) is not None:
             body["shared"] = {"name": SHARED, "bytes": frame.bytes, "start": frame.start, kind.name: frame.digest}
@@ -107,15 +116,15 @@ class Manifest:
             CheckpointError: it is damaged, of another format or of a newer version.
         """
         try:
-            body = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            body = parse_json(content)
+        except ValueError as error:
             raise CheckpointError(f"{MANIFEST} is damaged: {error}") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise CheckpointError(f"{MANIFEST} is damaged, or not the manifest of a checkpoint of mpisparse")
         version = body.get("version")
         if type(version) is not int or version not in DIGESTS:
             raise CheckpointError(
-                f"{MANIFEST} is of format version {version!r:.20}, and this mpisparse reads 1 to {max(DIGESTS)}: "
+                f"{MANIFEST} is of format version {shown(version):.20}, and this mpisparse reads 1 to {max(DIGESTS)}: "
                 "use the release that wrote it, or a newer one"
             )
         manifest = _parse(body, version)
@@ -123,6 +132,13 @@ class Manifest:
         if manifest.to_bytes() != content:
             raise CheckpointError(f"{MANIFEST} is damaged: its digest does not match what it says")
         return manifest
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Return what the file `name` has to say of the save; None in versions whose files say nothing."""
+        if self.save is None:
+            return None
+        rank = None if name == STATE else int(name.removeprefix("rank-").removesuffix(".h5"))
+        return Stamp(self.save, self.step, self.ranks, rank)
 
     def entry(self, name: str) -> FileEntry:
         """Return the entry of the file `name`."""
@@ -209,25 +225,11 @@ def verify_file(path: Path, manifest: Manifest, name: str) -> None:
         _compare(f"{place.file}, outside the files of the ranks,", frame.digest, manifest.frame.digest)
 
 
-def verify(path: Path | str) -> Manifest:
-    """Return the manifest of the checkpoint in directory `path`, having read every file of it.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or one too many; the message names it.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify_listing(path, manifest)
-    for entry in manifest.files:
-        verify_file(path, manifest, entry.name)
-    return manifest
-
-
 def _read(path: Path) -> bytes:
     try:
-        if os.stat(path).st_size > _LARGEST:
-            raise CheckpointError(f"{path.name} is damaged: it is larger than {_LARGEST} bytes")
-        return path.read_bytes()
+        return read_bytes(path, _LARGEST)
+    except OddFileError as error:
+        raise CheckpointError(f"{path.name} is damaged: it is {error.strerror}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -255,19 +257,22 @@ def _parse(body: dict[str, Any], version: int) -> Manifest:
     entries = tuple(_parse_entry(item, DIGESTS[version]) for item in files)
     names = [entry.name for entry in entries]
     if ranks < 1 or len(files) != ranks + 1 or names != [STATE, *(rank_file(rank) for rank in range(ranks))]:
-        raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {ranks} ranks")
-    return Manifest(step, ranks, entries, version, _parse_frame(body, entries, version))
+        raise CheckpointError(f"{MANIFEST} is damaged: its files are not those of {counted(ranks, 'rank')}")
+    save = body.get("save") if version == VERSION else None
+    if version == VERSION and not is_save(save):
+        raise CheckpointError(f"{MANIFEST} is damaged: {shown(save)} is no number of a save")
+    return Manifest(step, ranks, entries, version, _parse_frame(body, entries, version), save)
 
 
 def _parse_frame(body: dict[str, Any], entries: tuple[FileEntry, ...], version: int) -> Frame | None:
-    if version != SHARED_VERSION:
+    if version != _UNSTAMPED_SHARED and not (version == VERSION and "shared" in body):
         return None
     kind, item = DIGESTS[version], body.get("shared")
     if not isinstance(item, dict) or set(item) != {"name", "bytes", "start", kind.name} or item["name"] != SHARED:
-        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe the shared file")
+        raise CheckpointError(f"{MANIFEST} is damaged: {shown(item)} does not describe the shared file")
     start, whole, digest = item["start"], item["bytes"], item[kind.name]
     if type(start) is not int or type(whole) is not int or not isinstance(digest, str):
-        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe the shared file")
+        raise CheckpointError(f"{MANIFEST} is damaged: {shown(item)} does not describe the shared file")
     if not 0 <= start <= whole - sum(entry.bytes for entry in entries[1:]):
         raise CheckpointError(f"{MANIFEST} is damaged: the files of the ranks do not fit into {SHARED}")
     return Frame(start, whole, digest)
@@ -275,10 +280,10 @@ def _parse_frame(body: dict[str, Any], entries: tuple[FileEntry, ...], version: 
 
 def _parse_entry(item: Any, kind: Digest) -> FileEntry:
     if not isinstance(item, dict) or set(item) != {"name", "bytes", kind.name}:
-        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe a file")
+        raise CheckpointError(f"{MANIFEST} is damaged: {shown(item)} does not describe a file")
     name, length, digest = item["name"], item["bytes"], item[kind.name]
     if not isinstance(name, str) or type(length) is not int or not isinstance(digest, str):
-        raise CheckpointError(f"{MANIFEST} is damaged: {item!r:.80} does not describe a file")
+        raise CheckpointError(f"{MANIFEST} is damaged: {shown(item)} does not describe a file")
     if length < 0 or len(digest) != kind.digits or not _DIGITS.fullmatch(digest):
         raise CheckpointError(f"{MANIFEST} is damaged: the entry of {name!r:.40} has a wrong length or digest")
     return FileEntry(name, length, digest)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mpisparse.comm import Communicator
+from mpisparse.metrics import gather_doubles
 
 #: What an exchange's state holds under "memory": by vector, then by parameter.
 Memory = dict[str, dict[str, Tensor]]
@@ -56,7 +57,7 @@ class Tally:
         names = sorted(self.sums)
         numbers = [float(self.count), *(self.squares[name] for name in names)]
         if comm is not None and comm.size > 1:
-            everyone = comm.allgather(np.array(numbers).view(np.int64)).view(np.float64)
+            everyone = gather_doubles(comm, np.array(numbers))
             numbers = everyone.sum(axis=0).tolist()
         count, *squares = numbers
         found = {}
@@ -69,7 +70,7 @@ class Tally:
 def _square(mine: Tensor, comm: Communicator | None) -> float:
     """Return the squared norm of the sum over ranks of each one's part."""
     if comm is not None and comm.size > 1:
-        travelling = mine.float().numpy()
+        travelling = mine.float().cpu().numpy()
         comm.allreduce(travelling)
         mine = torch.from_numpy(travelling).double()
     return float(mine @ mine)

@@ -37,7 +37,7 @@ class Report:
         for place, entry in enumerate(self.files):
             record["files"][place]["bytes"] = entry.bytes
             record["files"][place]["digest"] = np.frombuffer(bytes.fromhex(entry.digest), "<i8")
-        text = (self.failure or "").encode()[:_TEXT]
+        text = (self.failure or "").encode(errors="backslashreplace")[:_TEXT]
         record["text"][: len(text)] = np.frombuffer(text, np.uint8)
         return np.frombuffer(record.tobytes(), np.int64)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from mpisparse.checkpoint.arrays import Array, ArrayEntry
+from mpisparse.checkpoint.decode import decode
 from mpisparse.checkpoint.directory import list_checkpoints
 from mpisparse.checkpoint.disk import named
-from mpisparse.checkpoint.manifest import Manifest, read_manifest, verify_listing
+from mpisparse.checkpoint.manifest import STATE, Manifest, read_manifest, verify_listing
 from mpisparse.checkpoint.saved import Saved, find_checkpoints
-from mpisparse.checkpoint.tree import Tree
+from mpisparse.checkpoint.tree import Structure, Tree
 from mpisparse.comm import Communicator, agreed, from_root, require_same
 from mpisparse.errors import CheckpointError, alike
+from mpisparse.words import counted
 
 #: Makes a rank's tree of a checkpoint of another number of ranks; called with it, the rank, and how many there are.
 Reshape = Callable[[Saved, int, int], Tree]
@@ -100,20 +107,70 @@ def _require_size(comm: Communicator, path: Path, manifest: Manifest) -> None:
     if manifest.ranks != comm.size:
         raise alike(
             CheckpointError(
-                f"{path} was saved with {manifest.ranks} ranks, but {comm.size} are running: "
-                f"run with {manifest.ranks} ranks, or allow another number: checkpoint.reshape in a run's "
-                "configuration, restore(reshape=...) in a program"
+                f"{path} was saved with {counted(manifest.ranks, 'rank')}, but {comm.size} "
+                f"{'is' if comm.size == 1 else 'are'} running: run with {counted(manifest.ranks, 'rank')}, or "
+                "allow another number: checkpoint.reshape in a run's configuration, restore(reshape=...) in a program"
             )
         )
 
 
 def _load(comm: Communicator, saved: Saved, reshape: Reshape | None) -> tuple[Tree, Tree]:
-    """Return the replicated tree and this rank's, all that was read verified, on every rank or on none."""
-    trees: list[Tree] = []
+    """Return the replicated tree and this rank's, all that was read verified, on every rank or on none. Collective."""
+    own: Tree = None
     with agreed(comm):
-        trees.append(saved.replicated())
         if reshape is None or saved.ranks == comm.size:
-            trees.append(saved.rank(comm.rank))
+            own = saved.rank(comm.rank)
         else:
-            trees.append(reshape(saved, comm.rank, comm.size))
-    return trees[0], trees[1]
+            own = reshape(saved, comm.rank, comm.size)
+    return _from_rank_0(comm, saved), own
+
+
+def _from_rank_0(comm: Communicator, saved: Saved) -> Tree:
+    """Return on every rank the replicated tree, which rank 0 alone reads and verifies. Collective.
+
+    Arrays travel one by one, so that a rank needs the memory of the tree and no more.
+    """
+    parts = saved.replicated_parts() if comm.rank == 0 else iter(())
+    content = b""
+    with agreed(comm):
+        if comm.rank == 0:
+            structure = next(parts)
+            assert isinstance(structure, Structure)
+            content = structure.to_bytes()
+    structure = Structure.from_bytes(comm.broadcast_bytes(content))
+    arrays = {entry.dataset: _receive(comm, entry, parts) for entry in structure.arrays if entry.dataset is not None}
+    trees: list[Tree] = []
+    with agreed(comm), _of_file(STATE):
+        trees.append(decode(structure, lambda entry: arrays.pop(str(entry.dataset))))
+    return trees[0]
+
+
+def _receive(comm: Communicator, entry: ArrayEntry, parts: Iterator[Structure | Array]) -> Array:
+    """Return on every rank the next array that rank 0 reads, flat; or raise there why it could not. Collective."""
+    failure: CheckpointError | None = None
+    carrier = entry.carrier.newbyteorder("=")
+    array: Array = np.empty(0 if comm.rank == 0 else math.prod(entry.stored_shape), carrier)
+    if comm.rank == 0:
+        try:
+            read = next(parts)
+            assert isinstance(read, np.ndarray)
+            array = read
+        except CheckpointError as error:
+            failure = error
+    # One byte each, as nearly always all is well.
+    failed = np.array([failure is not None], np.uint8)
+    comm.broadcast(failed)
+    if failed[0]:
+        with agreed(comm):
+            if failure is not None:
+                raise failure
+    comm.broadcast(array.view(np.uint8))
+    return array
+
+
+@contextmanager
+def _of_file(name: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} is not a sound checkpoint file: {error}") from error

@@ -20,7 +20,6 @@ from mpisparse.checkpoint.hdf5 import Encoded, image_of, write_encoded
 from mpisparse.checkpoint.manifest import (
     MANIFEST,
     SHARED,
-    SHARED_VERSION,
     VERSION,
     FileEntry,
     Frame,
@@ -77,6 +76,7 @@ class Save:
         disk: Disk,
         *,
         step: int,
+        number: str,
         temporary: Path,
         files: Mapping[str, Encoded],
         keep: int,
@@ -88,6 +88,7 @@ class Save:
         Args:
             aside: where reports travel, which nothing else does meanwhile on any rank; a duplicate of `comm`, or, where
                 training is to wait, `comm`.
+            number: of the save, random, which the files carry.
             temporary: the directory that rank 0 made for them.
             files: what they are to hold, by name; it must not change until the end.
             keep: how many of the newest checkpoints stay.
@@ -97,6 +98,7 @@ class Save:
         self._comm, self._aside, self._disk = comm, aside, disk
         self._temporary, self._keep, self._shared = temporary, keep, shared
         self._frame: Frame | None = None
+        self._number = number
         self.step = step
         #: Seconds for which training stood still when it was started; whoever started it knows.
         self.pause = 0.0
@@ -165,9 +167,9 @@ class Save:
     def _write_together(self, files: dict[str, Encoded]) -> list[FileEntry]:
         """Write the replicated state, then with all ranks the file of all of them. Collective."""
         name = rank_file(self._comm.rank)
-        image = image_of(files.pop(name))
         entries: list[FileEntry] = []
         with agreed(self._comm):
+            image = image_of(files.pop(name))
             entries += self._write_files(files)
         entry, self._frame = write_shared(self._comm, self._temporary / SHARED, name, image, self._disk)
         return [*entries, entry]
@@ -191,8 +193,7 @@ class Save:
                 raise CheckpointError(summarise(failed, size))
             with _of_rank_0(size):
                 files = tuple(entry for report in reports for entry in report.files)
-                version = SHARED_VERSION if self._shared else VERSION
-                final = self._publish(Manifest(self.step, size, files, version, self._frame))
+                final = self._publish(Manifest(self.step, size, files, VERSION, self._frame, self._number))
         except CheckpointError as error:
             return None, f"{error}{attempt_removal(self._temporary, self._disk)}"
         try:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpisparse.checkpoint.arrays import Array
+from mpisparse.checkpoint.decode import decode
 from mpisparse.checkpoint.directory import list_checkpoints
-from mpisparse.checkpoint.hdf5 import read_image, read_tree
+from mpisparse.checkpoint.disk import named
+from mpisparse.checkpoint.hdf5 import Content, opened
 from mpisparse.checkpoint.manifest import (
     MANIFEST,
     STATE,
@@ -17,8 +23,11 @@ from mpisparse.checkpoint.manifest import (
     verify_file,
     verify_listing,
 )
-from mpisparse.checkpoint.tree import Tree
+from mpisparse.checkpoint.stamp import require_stamp
+from mpisparse.checkpoint.tree import Structure, Tree
 from mpisparse.errors import CheckpointError
+from mpisparse.files import open_regular
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,22 @@ class Saved:
             CheckpointError: the file is damaged, or there was no such rank.
         """
         if not 0 <= rank < self.ranks:
-            raise CheckpointError(f"{self.path} has no rank {rank}: it was saved with {self.ranks} ranks, from 0 on")
+            raise CheckpointError(
+                f"{self.path} has no rank {rank}: it was saved with {counted(self.ranks, 'rank')}, from 0 on"
+            )
         return self._read(rank_file(rank))
+
+    def replicated_parts(self) -> Iterator[Structure | Array]:
+        """Yield the structure of what all ranks held alike, then its arrays, flat, one at a time in memory.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        with verified(self.path, self.manifest, STATE) as content:
+            yield content.structure
+            for entry in content.structure.arrays:
+                if entry.dataset is not None:
+                    yield content.load(entry)
 
     def _read(self, name: str) -> Tree:
         return read_verified(self.path, self.manifest, name)
@@ -66,17 +89,42 @@ def read_verified(path: Path, manifest: Manifest, name: str) -> Tree:
     Raises:
         CheckpointError: the file is damaged.
     """
+    with verified(path, manifest, name) as content:
+        return decode(content.structure, content.load)
+
+
+@contextmanager
+def verified(path: Path, manifest: Manifest, name: str) -> Iterator[Content]:
+    """Lend the content of the file `name` of the checkpoint in directory `path`, which is what its manifest says.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another save, step, number of ranks or rank.
+    """
     verify_file(path, manifest, name)
     place = manifest.place(name)
-    if place.file == name:
-        return read_tree(path / name)
-    try:
-        with (path / place.file).open("rb") as file:
+    source: Path | io.BytesIO = path / name
+    if place.file != name:
+        with named(f"{place.file} cannot be read"), open_regular(path / place.file) as file:
             file.seek(place.start)
-            image = file.read(place.stop - place.start)
-    except OSError as error:
-        raise CheckpointError(f"{place.file} cannot be read: {error.strerror}") from error
-    return read_image(name, image)
+            source = io.BytesIO(file.read(place.stop - place.start))
+    with opened(name, source) as content:
+        require_stamp(content.structure.stamp, manifest.stamp(name))
+        yield content
+
+
+def verify(path: Path | str) -> Manifest:
+    """Return the manifest of the checkpoint in directory `path`, having read every file of it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, one too many or of another save; the message names it.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    verify_listing(path, manifest)
+    for entry in manifest.files:
+        with verified(path, manifest, entry.name):
+            pass
+    return manifest
 
 
 def open_checkpoint(which: str | Path) -> Saved:
@@ -105,9 +153,10 @@ def find_checkpoints(which: str | Path) -> list[Path]:
         CheckpointError: there are none.
     """
     path = Path(which).absolute()
-    if (path / MANIFEST).exists() or (STEP_NAME.fullmatch(path.name) and path.is_dir()):
-        return [path]
-    found = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
+    with named(f"checkpoints cannot be looked for in {path}"):
+        if (path / MANIFEST).exists() or (STEP_NAME.fullmatch(path.name) and path.is_dir()):
+            return [path]
+        found = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
     if not found:
         raise CheckpointError(
             f"{path} is no checkpoint and holds none: give the directory of one, such as .../step-00001000"

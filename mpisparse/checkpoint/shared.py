@@ -15,7 +15,7 @@ import numpy as np
 
 from mpisparse.checkpoint.digest import DIGESTS
 from mpisparse.checkpoint.disk import Disk, named, reason
-from mpisparse.checkpoint.manifest import SHARED_VERSION, FileEntry, Frame
+from mpisparse.checkpoint.manifest import VERSION, FileEntry, Frame
 from mpisparse.checkpoint.sink import Sink
 from mpisparse.comm import Communicator, agreed
 from mpisparse.errors import CheckpointError
@@ -40,7 +40,7 @@ def write_shared(
     Raises:
         CheckpointError: on all ranks the same, if the file could not be written by one of them.
     """
-    kind = DIGESTS[SHARED_VERSION]
+    kind = DIGESTS[VERSION]
     lengths = comm.allgather([len(image)])[:, 0]
     total = int(lengths.sum())
     first = 0

@@ -19,8 +19,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mpisparse.checkpoint.arrays import ArrayEntry
+from mpisparse.checkpoint.arrays import ArrayEntry, shown
+from mpisparse.checkpoint.stamp import Stamp
 from mpisparse.errors import CheckpointError
+from mpisparse.files import parse_json, values_flaw
 
 #: Any nesting of dicts with str or int keys, lists, tuples, tensors, numpy arrays and scalars, numbers, strings, None.
 Tree = Any
@@ -28,21 +30,32 @@ Json = Any
 
 #: Deeper trees are refused: they are cycles in all likelihood.
 DEPTH = 100
-VERSION = 1
+#: Of a structure without a stamp, and of one with it.
+VERSION, STAMPED = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """All of a tree but the contents of its arrays."""
+    """All of a tree but the contents of its arrays; and the stamp of the save it belongs to, if it has one."""
 
     tree: Json
     arrays: tuple[ArrayEntry, ...]
+    stamp: Stamp | None = None
 
     def to_bytes(self) -> bytes:
-        """Return the structure as UTF-8 JSON."""
-        arrays = [entry.to_json() for entry in self.arrays]
-        document = {"version": VERSION, "arrays": arrays, "tree": self.tree}
-        return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        """Return the structure as UTF-8 JSON.
+
+        Raises:
+            CheckpointError: the tree has so many values that `from_bytes` would refuse it.
+        """
+        document: dict[str, Any] = {"version": VERSION}
+        if self.stamp is not None:
+            document = {"version": STAMPED, "saved": self.stamp.to_json()}
+        document |= {"arrays": [entry.to_json() for entry in self.arrays], "tree": self.tree}
+        content = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if flaw := values_flaw(content):
+            raise CheckpointError(f"the state's structure cannot be saved: {flaw}. Give arrays instead of long lists")
+        return content
 
     @staticmethod
     def from_bytes(content: bytes) -> Structure:
@@ -52,17 +65,19 @@ class Structure:
             CheckpointError: it is not JSON, or not of this form.
         """
         try:
-            document = json.loads(content, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            document = parse_json(content)
+        except ValueError as error:
             raise CheckpointError(f"the structure is damaged: {error}") from error
-        if not isinstance(document, dict) or set(document) != {"version", "arrays", "tree"}:
+        if not isinstance(document, dict) or set(document) - {"saved"} != {"version", "arrays", "tree"}:
             raise CheckpointError("the structure is damaged: it must hold `version`, `arrays`, `tree` and nothing else")
-        if document["version"] != VERSION:
-            raise CheckpointError(f"the structure is of version {document['version']!r:.20}; this one reads {VERSION}")
+        version = document["version"]
+        if type(version) is not int or version not in (VERSION, STAMPED):
+            raise CheckpointError(
+                f"the structure is of version {shown(version)}; this one reads {VERSION} and {STAMPED}"
+            )
+        if (version == STAMPED) != ("saved" in document):
+            raise CheckpointError("the structure is damaged: `saved` does not go with its version")
+        stamp = Stamp.from_json(document["saved"]) if version == STAMPED else None
         if not isinstance(document["arrays"], list):
             raise CheckpointError("the structure is damaged: `arrays` must be a list")
-        return Structure(document["tree"], tuple(ArrayEntry.from_json(item) for item in document["arrays"]))
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+        return Structure(document["tree"], tuple(ArrayEntry.from_json(item) for item in document["arrays"]), stamp)

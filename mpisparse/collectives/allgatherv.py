@@ -14,7 +14,8 @@ class Allgatherv(Collective):
 
     def gather(self, messages: list[Bytes], failure: MpiSparseError | None = None) -> list[list[Bytes]]:
         """Return for each bucket the messages of all ranks, in rank order, as views of a buffer that is used again."""
-        lengths = self.comm.allgather([message.size if failure is None else FAILED for message in messages])
+        own = [message.size if failure is None else FAILED for message in messages]
+        lengths = self.comm.allgather(own, equal=True)
         if (lengths == FAILED).any():
             self.raise_everywhere(failure)
         payload = np.concatenate(messages) if len(messages) > 1 else messages[0]

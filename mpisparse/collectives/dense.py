@@ -89,7 +89,7 @@ class BFloat16Pieces(Pieces):
         payload = _as_bytes(torch.from_numpy(segment).to(torch.bfloat16))
         arrived = self.comm.alltoallv(payload, counts, incoming, self._room(int(incoming.sum())))
         pieces = _from_bytes(arrived).view(size, int(edges[rank + 1] - edges[rank]))
-        total = torch.zeros(pieces.shape[1])
+        total = torch.zeros(pieces.shape[1], dtype=torch.float32, device="cpu")
         for piece in pieces:
             total += piece
         total /= size
@@ -103,7 +103,7 @@ class Allreduce(DenseMean):
 
     def average(self, vector: Vector) -> int:
         """Replace `vector` by its mean, and return the bytes that a ring would have brought: MPI tells none."""
-        self.comm.allreduce(vector)
+        self.comm.allreduce(vector, equal=True)
         vector /= self.comm.size
         return 2 * (self.comm.size - 1) * vector.nbytes // self.comm.size
 

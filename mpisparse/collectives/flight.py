@@ -45,7 +45,9 @@ class Flights:
         self.lengths = comm.duplicate("lengths sent early")
         self.payloads = comm.duplicate("messages sent early")
         #: Where the recorder notes that this rank waits for a flight; the calls themselves go on beside it.
-        self.landings = comm.lane.recorder.lane("landing")
+        recorder = comm.lane.recorder
+        self.landings = recorder.lane("landing")
+        weakref.finalize(self, recorder.retire, self.landings).atexit = False
         self._rooms: list[Bytes] = []
         self._due: SimpleQueue[Flight | None] = SimpleQueue()
         self._pilot: threading.Thread | None = None

@@ -12,6 +12,7 @@ import termios
 import threading
 import traceback
 from collections.abc import Callable
+from functools import cache
 from time import monotonic, sleep
 from types import TracebackType
 from typing import NoReturn, TextIO
@@ -22,6 +23,7 @@ from mpi4py.run import set_abort_status
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.recorder import ENDED
 from mpisparse.errors import MpiSparseError
+from mpisparse.words import visible
 
 #: The exit code after Ctrl-C, as shells have it.
 _INTERRUPTED = 130
@@ -47,7 +49,8 @@ def install_abort_hook(rank: int, size: int, before: Callable[[], object] = lamb
         if rank != 0 and isinstance(error, MpiSparseError) and error.on_all_ranks:
             return
         text = "".join(traceback.format_exception(kind, error, trace))
-        sys.stderr.write("".join(f"[rank {rank} of {size}] {line}\n" for line in text.splitlines()))
+        lines = text.rstrip("\n").split("\n")
+        sys.stderr.write("".join(f"[rank {rank} of {size}] {visible(line)}\n" for line in lines))
         wait_until_heard(sys.stderr)
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -80,26 +83,33 @@ def install_abort_hook(rank: int, size: int, before: Callable[[], object] = lamb
     threading.excepthook = thread_hook
 
 
-def install_goodbye(comm: Communicator, limit: float) -> Callable[[], None]:
+def install_goodbye(comm: Communicator, limit: float) -> Callable[..., None]:
     """Make a rank whose program has ended wait for the others in Python, and return what waits. Collective.
 
     MPI waits for them too, but only after the interpreter has gone, when nothing of this process can say that it has
-    ended while another rank waits for it.
+    ended while another rank waits for it. Installed again, it takes the new limit.
 
     Args:
         limit: seconds after which it goes on to MPI's own waiting, which has none.
     """
-    leaving, process = comm.duplicate(ENDED), os.getpid()
+    leaving = _leaving(comm.root)
+    atexit.unregister(_wait_for_others)
+    atexit.register(_wait_for_others, leaving, os.getpid(), limit)
+    return _wait_for_others
 
-    def goodbye() -> None:
-        if os.getpid() != process or MPI.Is_finalized():
-            return
-        everyone, give_up = leaving.start_allgather([0]), monotonic() + limit
-        while not everyone.test() and monotonic() < give_up:
-            sleep(_GOODBYE_PAUSE)
 
-    atexit.register(goodbye)
-    return goodbye
+@cache
+def _leaving(root: Communicator) -> Communicator:
+    """Return the communicator on which ranks wait whose programs have ended. Collective when it is called first."""
+    return root.duplicate(ENDED)
+
+
+def _wait_for_others(leaving: Communicator, process: int, limit: float) -> None:
+    if os.getpid() != process or MPI.Is_finalized():
+        return
+    everyone, give_up = leaving.start_allgather([0]), monotonic() + limit
+    while not everyone.test() and monotonic() < give_up:
+        sleep(_GOODBYE_PAUSE)
 
 
 def abort_job(code: int) -> None:

@@ -44,6 +44,18 @@ def speaks(environ: Mapping[str, str] = os.environ) -> bool:
     return promised_rank(environ) in ("0", None)
 
 
+def launch_words(size: int, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the launcher with which `size` ranks are started as this process was, options that are not known left out.
+
+    Nothing for one rank that no srun started.
+    """
+    # Hydra, MPICH's mpirun, counts the ranks of a node in a variable of its own; srun gives the same PMI variables.
+    mpirun = "OMPI_COMM_WORLD_SIZE" in environ or "MPI_LOCALNRANKS" in environ
+    if not mpirun and environ.get("SLURM_STEP_NUM_TASKS") == str(size) and "SLURM_PROCID" in environ:
+        return ["srun", "-n", str(size)]
+    return ["mpirun", "-n", str(size)] if size > 1 else []
+
+
 def check_promise(size: int, library: str, environ: Mapping[str, str] = os.environ) -> None:
     """Raise LaunchError when a launcher started many ranks but each of them is alone.
 

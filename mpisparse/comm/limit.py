@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 
 from mpisparse.comm.launcher import promised_rank
 from mpisparse.errors import ConfigError
+from mpisparse.words import visible
 
 VARIABLE = "MPISPARSE_START_LIMIT"
 #: Seconds. Ranks whose Python comes from a busy network file system are minutes apart.
@@ -106,7 +107,7 @@ def _watch(alive: int, ours: int, seconds: float, words: str) -> None:
         parent = os.getppid()
         ready, _, _ = select.select([alive], [], [], seconds)
         if not ready and os.getppid() == parent:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{words}\n".encode())
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{visible(words)}\n".encode())
             os.kill(parent, signal.SIGKILL)
     finally:
         os._exit(0)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
+from mpisparse.comm.pending import Pending
 from mpisparse.comm.window import SharedWindow, Window, shared_bytes
 from mpisparse.errors import CommError, ConfigError, alike
 
@@ -95,8 +97,8 @@ class LocalCommunicator(Communicator):
         meeting = self._meeting.swap(self.rank, fresh)[0]
         return LocalCommunicator(meeting, self.rank, self.size, self._call_limit)
 
-    def free(self) -> None:
-        """Do nothing: threads hold nothing that has to be given back."""
+    def _release(self) -> Callable[[], object]:
+        return _nothing
 
     def _describe(self) -> Description:
         return Description("threads of one process", "no MPI", "multiple", "localhost", 1, self.size)
@@ -144,10 +146,19 @@ class LocalCommunicator(Communicator):
 
     def _shared_window(self, numel: int) -> Window:
         memory = self._meeting.swap(self.rank, np.zeros(shared_bytes(numel), np.uint8))[0]
-        return SharedWindow(memory, numel, self.rank, self.barrier)
+        return SharedWindow(memory, numel, self.rank, partial(_meet, self._meeting, self.rank))
 
     def _accumulate_window(self, numel: int) -> Window:
         raise alike(ConfigError("threads of one process have no MPI to accumulate with: use window shared, or auto"))
+
+
+def _meet(meeting: Meeting, rank: int) -> None:
+    """Return when every rank has called it."""
+    meeting.swap(rank, None)
+
+
+def _nothing() -> None:
+    """Give nothing back: threads hold nothing of MPI's."""
 
 
 def solo() -> LocalCommunicator:

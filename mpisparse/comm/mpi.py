@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, TypeVar
@@ -13,9 +16,12 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpisparse.comm.abort import wait_until_heard
-from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description, Pending
+from mpisparse.comm.base import CALL_LIMIT, Bytes, Communicator, Counts, Description
 from mpisparse.comm.mpi_window import AccumulateWindow, shared_window
+from mpisparse.comm.pending import Pending
+from mpisparse.comm.recorder import Recorder
 from mpisparse.comm.window import Window
+from mpisparse.errors import CommError
 
 if TYPE_CHECKING:
     import h5py
@@ -58,21 +64,30 @@ class MPICommunicator(Communicator):
     def __init__(self, comm: MPI.Intracomm | None = None, call_limit: int = CALL_LIMIT) -> None:
         """Collective: duplicate `comm`, MPI_COMM_WORLD by default."""
         self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        self._duplicates: list[MPICommunicator] = []
         super().__init__(self._comm.Get_rank(), self._comm.Get_size(), call_limit)
 
-    def free(self) -> None:
-        """Give back this communicator and all duplicates of it. MPI has a few thousand of them in all."""
-        while self._duplicates:
-            self._duplicates.pop().free()
-        self._comm.Free()
-
     def _duplicate(self) -> MPICommunicator:
-        self._duplicates.append(MPICommunicator(self._comm, self._call_limit))
-        return self._duplicates[-1]
+        with self._counting():
+            return MPICommunicator(self._comm, self._call_limit)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Say, where MPI makes no further communicator, how many there are."""
+        try:
+            yield
+        except MPI.Exception as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise CommError(
+                f"rank {self.rank}: MPI makes no further communicator ({reason}), and {len(self.lane.recorder.lanes)} "
+                "are in use here: close() the optimizers that are done with, or let go of them"
+            ) from error
+
+    def _release(self) -> Callable[[], object]:
+        return self._comm.Free
 
     def _describe(self) -> Description:
-        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
+        with self._counting():
+            node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, self.rank)
         leader, local_size = node.Get_rank() == 0, node.Get_size()
         node.Free()
         nodes = int(self.allgather([int(leader)]).sum())
@@ -129,15 +144,30 @@ class MPICommunicator(Communicator):
         self._comm.Allreduce(MPI.IN_PLACE, array, op=MPI.SUM)
 
     def _shared_window(self, numel: int) -> Window:
-        return shared_window(self._comm, numel)
+        with self._counting():
+            return shared_window(self._comm, numel)
 
     def _accumulate_window(self, numel: int) -> Window:
-        return AccumulateWindow(self._comm, numel)
+        with self._counting():
+            return AccumulateWindow(self._comm, numel)
 
     def _open_hdf5(self, path: Path) -> h5py.File | None:
         import h5py
 
         return h5py.File(path, "r+", driver="mpio", comm=self._comm) if h5py.get_config().mpi else None
+
+
+@cache
+def everybody() -> MPICommunicator:
+    """Return the communicator that all others of this process duplicate. Collective when it is called first."""
+    comm = MPICommunicator()
+    comm.lane = Recorder().lane("everybody")
+    return comm
+
+
+def own_place() -> tuple[int, int, str]:
+    """Return this process's rank among all that were started, how many there are, and what MPI is called."""
+    return MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), _library_name(MPI.Get_library_version())
 
 
 def _library_name(version: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +11,7 @@ from mpi4py import MPI
 from numpy.typing import NDArray
 
 from mpisparse.comm.window import CLAIMS, LINE, UPDATES, SharedWindow, Vector, Window, shared_bytes
+from mpisparse.errors import CommError
 
 #: The rank whose memory holds an `AccumulateWindow`.
 _HOME = 0
@@ -32,12 +34,14 @@ def shared_window(comm: MPI.Intracomm, numel: int) -> SharedWindow:
     comm.Barrier()
     window.Sync()
 
-    def release() -> None:
-        comm.Barrier()
-        window.Unlock_all()
-        window.Free()
+    return SharedWindow(memory, numel, rank, partial(_release, comm, window))
 
-    return SharedWindow(memory, numel, rank, release)
+
+def _release(comm: MPI.Intracomm, window: MPI.Win) -> None:
+    """Give a window back, once every rank has called this."""
+    comm.Barrier()
+    window.Unlock_all()
+    window.Free()
 
 
 class AccumulateWindow(Window):
@@ -55,24 +59,25 @@ class AccumulateWindow(Window):
 
     def __init__(self, comm: MPI.Intracomm, numel: int) -> None:
         """Collective."""
-        super().__init__(numel, comm.Get_rank())
+        rank = comm.Get_rank()
+        window = MPI.Win.Allocate(shared_bytes(numel) if rank == _HOME else 0, 1, MPI.INFO_NULL, comm)
+        super().__init__(numel, rank, partial(_release, comm, window))
         self.counters.conflicts = None
-        self._comm = comm
-        self._window = MPI.Win.Allocate(shared_bytes(numel) if self._rank == _HOME else 0, 1, MPI.INFO_NULL, comm)
+        self._window = window
         end = shared_bytes(numel)
         self._places = {UPDATES: end - 3 * LINE, CLAIMS: end - 2 * LINE}
         self._one, self._before = np.ones(1, np.int64), np.zeros(1, np.int64)
         if self._rank == _HOME:
-            np.asarray(self._window.tomemory(), np.uint8)[:] = 0
+            np.asarray(window.tomemory(), np.uint8)[:] = 0
         comm.Barrier()
-        self._window.Lock_all(MPI.MODE_NOCHECK)
+        window.Lock_all(MPI.MODE_NOCHECK)
 
     def read(self, out: Vector) -> int:
         """Fetch the vector; see `Window.read`."""
         self._check_vector(out, "the array to read into")
         self._start_fetch(UPDATES, MPI.NO_OP)
         target = (0, self.numel, MPI.FLOAT)
-        self._window.Get_accumulate([_NOTHING, 0, MPI.FLOAT], [out, MPI.FLOAT], _HOME, target, MPI.NO_OP)
+        self._open.Get_accumulate([_NOTHING, 0, MPI.FLOAT], [out, MPI.FLOAT], _HOME, target, MPI.NO_OP)
         return self._fetched()
 
     def add(self, indices: NDArray[np.integer[Any]], values: Vector) -> int:
@@ -84,7 +89,7 @@ class AccumulateWindow(Window):
             return self._end_update(0)
         places = MPI.FLOAT.Create_indexed_block(1, indices.astype(np.int32)).Commit()  # type: ignore[arg-type]
         try:
-            self._window.Accumulate([values, MPI.FLOAT], _HOME, (0, 1, places), MPI.SUM)
+            self._open.Accumulate([values, MPI.FLOAT], _HOME, (0, 1, places), MPI.SUM)
             return self._end_update(indices.size)
         finally:
             places.Free()
@@ -92,7 +97,7 @@ class AccumulateWindow(Window):
     def add_dense(self, values: Vector) -> int:
         """Have MPI add to every entry; see `Window.add_dense`."""
         self._check_vector(values, "what is to be added")
-        self._window.Accumulate([values, MPI.FLOAT], _HOME, (0, self.numel, MPI.FLOAT), MPI.SUM)
+        self._open.Accumulate([values, MPI.FLOAT], _HOME, (0, self.numel, MPI.FLOAT), MPI.SUM)
         return self._end_update(self.numel)
 
     def claim(self) -> int:
@@ -100,11 +105,18 @@ class AccumulateWindow(Window):
         self._start_fetch(CLAIMS, MPI.SUM)
         return self._fetched()
 
-    def close(self) -> None:
-        """Give the memory back; see `Window.close`."""
-        self._comm.Barrier()
-        self._window.Unlock_all()
-        self._window.Free()
+    def let_go(self) -> None:
+        """Use the memory no more."""
+        self.closed = True
+
+    @property
+    def _open(self) -> MPI.Win:
+        if self.closed:
+            raise CommError(f"rank {self._rank}: the window of {self.numel} entries is closed: open another")
+        return self._window
+
+    def _memory(self) -> object:
+        return self
 
     def _end_update(self, entries: int) -> int:
         self._count(entries, None)
@@ -114,11 +126,11 @@ class AccumulateWindow(Window):
     def _start_fetch(self, counter: int, operation: MPI.Op) -> None:
         """Ask for a counter as it is, and add 1 to it where the operation is a sum."""
         ours = [self._one, MPI.INT64_T], [self._before, MPI.INT64_T]
-        self._window.Fetch_and_op(*ours, _HOME, self._places[counter], operation)
+        self._open.Fetch_and_op(*ours, _HOME, self._places[counter], operation)
 
     def _fetched(self) -> int:
         """Wait until all that was asked for has been done, and return the counter that was."""
         begin = perf_counter()
-        self._window.Flush(_HOME)
+        self._open.Flush(_HOME)
         self.counters.waiting += perf_counter() - begin
         return int(self._before[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from time import monotonic_ns
-from typing import Any
+from typing import Any, NoReturn, Protocol
+
+from mpisparse.errors import CommError
 
 #: Calls that are kept, of all communicators of a family together: some dozens of steps.
 LENGTH = 256
@@ -71,6 +73,37 @@ class Lane:
         return Call(self, operation, counts, None, False)
 
 
+class GivenBack(Lane):
+    """The lane of a communicator that was given back: no call begins there any more."""
+
+    __slots__ = ("rank",)
+
+    def __init__(self, lane: Lane, rank: int) -> None:
+        super().__init__(lane.recorder, lane.number, lane.kind, lane.name)
+        self.begun, self.rank = lane.begun, rank
+
+    def call(self, operation: str, counts: Any = None, group: int | None = None) -> NoReturn:
+        """Raise CommError."""
+        self._refuse(operation)
+
+    def start(self, operation: str, counts: Any = None) -> NoReturn:
+        """Raise CommError."""
+        self._refuse(operation)
+
+    def _refuse(self, operation: str) -> NoReturn:
+        raise CommError(
+            f"rank {self.rank}: {operation} on the communicator {self.name!r}, which was given back by free() of it or "
+            "of the one that it duplicates: duplicate another"
+        )
+
+
+class Guard(Protocol):
+    """What watches a recorder for the whole program."""
+
+    def stop(self) -> None:
+        """Watch no longer."""
+
+
 class Recorder:
     """What one rank did on a communicator and its duplicates: a ring of fixed size, written by every call.
 
@@ -84,15 +117,23 @@ class Recorder:
         self.ring: deque[Call] = deque(maxlen=length)
         self.waiting: set[Call] = set()
         self.lanes: list[Lane] = []
+        self._made: Counter[str] = Counter()
+        #: What watches it, if `init` had it watched.
+        self.guard: Guard | None = None
         self.step = 0
         self.last_end = monotonic_ns()
 
     def lane(self, name: str) -> Lane:
         """Return a new lane. Every rank has to make the same, in the same order. A name that is taken gets a number."""
-        alike = sum(lane.kind == name for lane in self.lanes)
-        lane = Lane(self, len(self.lanes), name, f"{name} {alike + 1}" if alike else name)
+        number, alike = self._made.total(), self._made[name]
+        lane = Lane(self, number, name, f"{name} {alike + 1}" if alike else name)
+        self._made[name] += 1
         self.lanes.append(lane)
         return lane
+
+    def retire(self, lane: Lane) -> None:
+        """Forget a lane on which no call will begin any more. Its number and name are not given again."""
+        self.lanes.remove(lane)
 
     def longest_wait(self) -> Call | None:
         """Return the call that a thread has been in for longest, or None when none waits."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mpisparse.comm.handles import Handles
 from mpisparse.errors import CommError, MpiSparseError
 from mpisparse.kernels.atomic import add_all, add_at, count_up
 
@@ -55,10 +56,14 @@ class Window(ABC):
 
     kind: Literal["shared", "accumulate"]
 
-    def __init__(self, numel: int, rank: int) -> None:
+    def __init__(self, numel: int, rank: int, release: Callable[[], None]) -> None:
         self.numel = numel
         self.counters = WindowCounters()
+        self.closed = False
         self._rank = rank
+        self._release = release
+        #: Where the communicator that opened it keeps it, and its number there.
+        self._kept: tuple[Handles, int] | None = None
 
     @abstractmethod
     def read(self, out: Vector) -> int:
@@ -89,8 +94,27 @@ class Window(ABC):
         """Return the next of the numbers 0, 1, 2, ...: each goes to one rank alone, once."""
 
     @abstractmethod
+    def let_go(self) -> None:
+        """Use the memory no more."""
+
+    @abstractmethod
+    def _memory(self) -> object:
+        """Return what is collected when nobody can reach the memory any more."""
+
+    def enter(self, handles: Handles) -> None:
+        """Have the memory given back, too, when all ranks have dropped it without closing it."""
+        self._kept = handles, handles.add(self._memory(), self._release, self.let_go)
+
     def close(self) -> None:
-        """Give the memory back, once every rank has called this. Collective."""
+        """Give the memory back, once every rank has called this. Collective; once is enough."""
+        if self.closed:
+            return
+        if self._kept is None:
+            self.let_go()
+            self._release()
+        else:
+            handles, number = self._kept
+            handles.give_back([number])
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +164,8 @@ class SharedWindow(Window):
 
     def __init__(self, memory: NDArray[np.uint8], numel: int, rank: int, release: Callable[[], None]) -> None:
         """Take `shared_bytes(numel)` bytes of memory, zero, and what gives them back when all ranks have called it."""
-        super().__init__(numel, rank)
+        super().__init__(numel, rank, release)
+        self._shared: NDArray[np.uint8] | None = memory
         if memory.ctypes.data % 8:
             raise CommError(
                 f"rank {rank}: shared memory at an address that is no multiple of 8 cannot be added to safely"
@@ -149,7 +174,6 @@ class SharedWindow(Window):
         self.parameters: Vector = memory[: 4 * numel].view(np.float32)
         self.updates: NDArray[np.int64] = memory[first + LINE : first + LINE + 8].view(np.int64)
         self._claims: NDArray[np.int64] = memory[first + 2 * LINE : first + 2 * LINE + 8].view(np.int64)
-        self._release = release
 
     def read(self, out: Vector) -> int:
         """Copy the vector; see `Window.read`."""
@@ -177,11 +201,14 @@ class SharedWindow(Window):
         """Return the next number; see `Window.claim`."""
         return int(count_up(self._claims, 0, 1))
 
-    def close(self) -> None:
-        """Give the memory back; see `Window.close`. The arrays are copies from then on, and not shared."""
+    def let_go(self) -> None:
+        """Use the memory no more: the arrays are copies from then on, and not shared."""
         self.parameters, self.updates = self.parameters.copy(), self.updates.copy()
-        self._claims = self._claims.copy()
-        self._release()
+        self._claims, self._shared, self.closed = self._claims.copy(), None, True
+
+    def _memory(self) -> object:
+        # All arrays that show a part of it hold it.
+        return self._shared
 
 
 def shared_bytes(numel: int) -> int:

@@ -1,5 +1,6 @@
 """Loops over whole vectors: finding cuts, tossing coins, compacting, coding. All are linear in their input's length.
 
+compiled.py   how kernels are declared, and where what they are compiled to is kept
 source.py     Source: a vector to select from, made by the first look at it: what rules and memories talk about
 anywhere.py   the same for a vector on the host or on a device
 passes.py     passes that do everything at once: add up, look for large entries, clear

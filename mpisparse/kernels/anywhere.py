@@ -26,7 +26,7 @@ def see(tensor: Tensor) -> Anywhere:
 def zeros(numel: int, like: Anywhere) -> Anywhere:
     """Return zeros that lie where `like` does."""
     if isinstance(like, Tensor):
-        return torch.zeros(numel, device=like.device)
+        return torch.zeros(numel, dtype=torch.float32, device=like.device)
     return np.zeros(numel, np.float32)
 
 

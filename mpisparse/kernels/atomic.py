@@ -10,9 +10,11 @@ from time import CLOCK_MONOTONIC
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from mpisparse.kernels.compiled import compiled
 
 _WORD, _LONG = ir.IntType(32), ir.IntType(64)
 
@@ -79,7 +81,7 @@ def nanoseconds(typing: Any) -> Any:
     return types.int64(), generate
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_at(vector, indices, values):
     """Return how many attempts failed while `values` were added at `indices`; -1, and nothing added, where one is bad.
 
@@ -100,7 +102,7 @@ def add_at(vector, indices, values):
     return conflicts
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_all(vector, values):
     """Return how many attempts failed while `values` were added, one to each entry; -1 where their number is bad."""
     if vector.size != values.size:
@@ -112,7 +114,7 @@ def add_all(vector, values):
     return conflicts
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_up(counters, place, number):
     """Return counter `place` as it was before `number` was added to it in one step; -1 where there is none."""
     if place < 0 or place >= counters.size:

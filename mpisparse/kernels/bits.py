@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.simd import lowest_bit
 from mpisparse.kernels.words import rises
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def encode(indices, words):
     """Set the bits of the indices, and return False if they do not rise or one lies outside.
 
@@ -25,7 +25,7 @@ def encode(indices, words):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def decode(words, indices):
     """Fill `indices` with the places of the bits that are set, and return False if there are more or fewer.
 

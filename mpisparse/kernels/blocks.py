@@ -7,8 +7,8 @@ them, takes more than 33 bytes.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.simd import lowest_bit
 from mpisparse.kernels.words import rises
 
@@ -22,7 +22,7 @@ DENSE = 32
 _STRIDE = 8
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def payload_bytes(indices):
     """Return the bytes that the blocks' entries take.
 
@@ -38,7 +38,7 @@ def payload_bytes(indices):
     return size
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def encode(indices, counts, payload):
     """Write the blocks, and return False if they do not fit: the indices do not rise, or lie outside.
 
@@ -77,7 +77,7 @@ def encode(indices, counts, payload):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _encode_sparse(indices, counts, payload):
     """Write rising indices inside the blocks as if no block were dense, and return the largest count."""
     for i in range(indices.size):
@@ -90,7 +90,7 @@ def _encode_sparse(indices, counts, payload):
     return largest
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def decode(counts, payload, numel, indices):
     """Fill `indices` and return the bytes of payload that they took, or -1 if the blocks are not what `encode` writes.
 
@@ -125,7 +125,7 @@ def decode(counts, payload, numel, indices):
     return at if found == indices.size and rises(indices, numel) else -1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _spread(bits, base, indices, found):
     """Write the indices of the bits that are set, and return how many are found then, or -1 if there is no room."""
     for start in range(0, DENSE, 8):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.threads import for_each_span
 
 #: An odd number whose bits look random: 2**64 over the golden ratio.
@@ -29,7 +29,7 @@ def checksum(memory: NDArray[np.uint8]) -> int:
     return (total + memory.size * int(_GOLDEN)) % 2**64
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_up(words, start):
     """Return the sum, modulo 2**64, of folded words, each times the odd number of its place.
 

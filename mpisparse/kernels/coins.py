@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.passes import BLOCK
 from mpisparse.kernels.philox import words
 from mpisparse.kernels.simd import lowest_bit
@@ -77,7 +77,7 @@ def toss_coins(
     return SparseVector(np.concatenate(indices), np.concatenate(values), vector.size, magnitude)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def toss_span(vector, start, stop, level, factor, narrow, key_0, key_1, clear, indices, values):
     """Return how many entries from `start` on are kept, how many of these are below the level, and where it stopped.
 

@@ -124,7 +124,7 @@ class DeviceSource(Source):
             chances = vector[start : start + LENGTH].abs().double() / float(level)
             won = torch.rand(chances.numel(), generator=draws, dtype=torch.float64, device=vector.device) < chances
             kept.append(torch.nonzero(won).view(-1) + start)
-        sparse = self._take(torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64))
+        sparse = self._take(torch.cat(kept) if kept else torch.empty(0, dtype=torch.int64, device=vector.device))
         sampled = np.abs(sparse.values) < level
         values = np.where(sampled, np.copysign(level, sparse.values), sparse.values).astype(np.float32)
         return SparseVector(sparse.indices, values, self.numel, level if sampled.any() else None)

@@ -10,15 +10,15 @@ parameter near log2(numel / count) needs no escape.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.simd import lowest_bit
 
 #: The largest parameter. Low bits and what is left of a word then fit 64 bits.
 LARGEST = 56
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_quotients(indices, parameter):
     """Return the sums of all gaps >> parameter, gaps >> (parameter + 1) and gaps >> (parameter + 2), as uint64.
 
@@ -40,7 +40,7 @@ def sum_quotients(indices, parameter):
     return first_sum, second_sum, third_sum
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def encode(indices, parameter, lows, unary):
     """Write both streams, and return False if they do not fit: the indices do not rise.
 
@@ -86,7 +86,7 @@ def encode(indices, parameter, lows, unary):
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def decode(lows, unary, parameter, numel, indices):
     """Fill `indices` and return the number of unary bits they took, or -1 if the streams are not what `encode` writes.
 

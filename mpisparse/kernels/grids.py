@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.passes import BLOCK
 from mpisparse.kernels.philox import words
 from mpisparse.kernels.threads import PIECE, for_each_span
@@ -99,7 +99,7 @@ def _join(pieces: list[_Drawn]) -> _Drawn:
     return np.concatenate(indices), np.concatenate(values), np.concatenate(levels)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def sum_squares(vector, start, stop, bucket):
     """Return the sum of the squares of each bucket that begins from `start` on and before `stop`, float64.
 
@@ -130,7 +130,7 @@ def sum_squares(vector, start, stop, bucket):
     return sums
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def draw_span(vector, start, stop, units, bucket, key_0, key_1, indices, values, levels):
     """Return how many entries of a span get a level above 0, after writing which, their values and their levels.
 
@@ -175,7 +175,7 @@ def draw_span(vector, start, stop, units, bucket, key_0, key_1, indices, values,
     return np.int64(kept)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def measure(block, start, units, bucket, multiples, sizes):
     """Fill in how many units each entry of a block is, and the unit; none where the unit is 0, as is the entry then."""
     place = 0

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.vectors import Vector, chunks
 
 Floats = NDArray[np.float64]
@@ -149,7 +149,7 @@ def _count_high_bits(magnitudes: Vector, moments: int) -> _Steps:
     return _Steps(edges, counts.astype(np.float64), totals, squares)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def count_high_bits(vector, moments, counts, totals, squares):
     """Add every entry to the bin of its high bits: to counts, and as `moments` says to totals and squares.
 

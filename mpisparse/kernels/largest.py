@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from mpisparse import random
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.histogram import Floats, Split, find_cut
 from mpisparse.kernels.vectors import SMALLEST, Vector
 from mpisparse.sparse import Indices
@@ -95,7 +95,7 @@ def keep_largest(
     return kept[chosen], theirs[chosen]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def keep_at_least(indices, values, threshold, kept, theirs):
     """Return how many candidates reach the threshold; they stand at the start of `kept` and `theirs`."""
     count = 0

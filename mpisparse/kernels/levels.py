@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.find import find_all
 from mpisparse.kernels.histogram import Cut, Floats, Split, find_cut
 from mpisparse.kernels.passes import BLOCK, scan
@@ -237,7 +237,7 @@ class HostParts:
 
 
 # The sums of a block may be made in any order: that lets them be made several at a time.
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def split_pieces(vector, offset, floor, moments, totals, squares, out, values):
     """Return how many entries of a span reach `floor` or are NaN, as `find` does, with sums of the others.
 

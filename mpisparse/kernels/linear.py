@@ -10,10 +10,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from mpisparse.kernels.atomic import attempt_add, fetch_add, load_counter, nanoseconds
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.levels import TOLERANCE
 from mpisparse.kernels.vectors import LARGEST, Vector
 
@@ -110,7 +110,7 @@ def make_tally() -> Tally:
 
 
 # Sums may be made in any order: that lets them be made several at a time.
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def gradient_of(samples, chosen, weights, gradient):
     """Fill in the gradient of the mean loss of some samples plus the penalty; return False if a score is not finite.
 
@@ -143,7 +143,7 @@ def gradient_of(samples, chosen, weights, gradient):
     return True
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def greedy_level(gradient, target, iterations, magnitudes):
     """Return what `level_by_scaling` returns, infinity for a zero vector, by passes that suit a short vector.
 
@@ -172,7 +172,7 @@ def greedy_level(gradient, target, iterations, magnitudes):
 
 
 # Two loops, each of which makes eight comparisons at a time; in one loop the two sums would keep it from doing so.
-@njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def _split(magnitudes, level):
     """Return the sum of the magnitudes below the level, and the number of the others (exact up to 2**24)."""
     floor = np.float32(level)
@@ -187,7 +187,7 @@ def _split(magnitudes, level):
     return below, np.float64(capped)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def choose(choice, position, rate, scratch):
     """Return how many entries of the gradient are to be added; indices and values stand in the scratch room.
 
@@ -209,21 +209,21 @@ def choose(choice, position, rate, scratch):
     return _collect(scratch, np.float32(0), np.float32(rate / choice.density), np.float32(0))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _toss(draws, level, gradient, won):
     """Mark the entries that are kept with the chance |entry| / level."""
     for i in range(gradient.size):
         won[i] = draws[i] * level < abs(gradient[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _toss_equal(draws, chance, gradient, won):
     """Mark the entries that are kept with the same chance, zeros never."""
     for i in range(gradient.size):
         won[i] = (draws[i] < chance) & (gradient[i] != 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _collect(scratch, level, rate, step):
     """Return how many entries are marked; their indices and what is to be added stand in the scratch room."""
     gradient, indices, values, won = scratch.gradient, scratch.indices, scratch.values, scratch.won
@@ -238,7 +238,7 @@ def _collect(scratch, level, rate, step):
     return np.int64(count)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def write(parameters, numel, count, indices, values):
     """Return how many attempts failed while `count` entries were added; numel of them are all entries in order."""
     conflicts = 0
@@ -253,7 +253,7 @@ def write(parameters, numel, count, indices, values):
     return conflicts
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def time_writes(parameters, values):
     """Return the nanoseconds that adding `values`, float32 of shape (numel,) or fewer, takes; -1 if there are more."""
     if values.size > parameters.size:
@@ -265,7 +265,7 @@ def time_writes(parameters, values):
     return nanoseconds() - begin
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def update(parameters, counters, samples, order, batch, rate, choice, position, scratch, tally):
     """Make one update for every `batch` samples of `order`; return where to read draws next, or what is wrong.
 
@@ -304,7 +304,7 @@ def update(parameters, counters, samples, order, batch, rate, choice, position, 
     return position
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _fits(numel, counters, samples, order, batch, choice, position, scratch, tally):
     """Return True if every index that an update can make lies inside its array."""
     room = min(scratch.weights.size, scratch.gradient.size, scratch.indices.size, scratch.values.size)
@@ -323,7 +323,7 @@ def _fits(numel, counters, samples, order, batch, choice, position, scratch, tal
     return inside
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _time(counts, count, spent):
     if spent < _LOST + _LOST_PER_ENTRY * count:
         counts[TIMED_UPDATES] += 1
@@ -331,7 +331,7 @@ def _time(counts, count, spent):
         counts[TIMED_NANOSECONDS] += spent
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _note(tally, count, others):
     """Note an update of `count` entries before whose end `others` updates came in."""
     counts = tally.counts

@@ -7,15 +7,15 @@ the indices are those of the vector. A pass counts what it finds even where `out
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.simd import at_least_mask, lowest_bit
 
 #: Entries handled at a time: 4 KiB of each vector.
 BLOCK = 1024
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def scan(block, offset, floor, out, values, found):
     """Append index and value of entries that reach `floor` or are NaN, and return how many there are by now."""
     room = min(out.size, values.size)
@@ -41,7 +41,7 @@ def scan(block, offset, floor, out, values, found):
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def find(vector, offset, floor, out, values):
     """Return how many entries reach `floor` in magnitude or are NaN, with their indices, rising, and their values.
 
@@ -58,7 +58,7 @@ def find(vector, offset, floor, out, values):
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_and_find(residual, gradient, offset, floor, out, values):
     """Add the gradient to the residual, clear the gradient, and return what `find` returns of the residual."""
     found = 0
@@ -71,7 +71,7 @@ def add_and_find(residual, gradient, offset, floor, out, values):
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def advance_and_find(velocity, accumulated, gradient, momentum, nesterov, offset, floor, out, values):
     """Advance velocity and sum by the gradient, clear it, and return what `find` returns of the sum.
 
@@ -100,7 +100,7 @@ def advance_and_find(velocity, accumulated, gradient, momentum, nesterov, offset
     return found
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def largest_bits(vector):
     """Return the bits of the largest magnitude, int32: above 0x7f7fffff when an entry is NaN or infinite."""
     bits = vector.view(np.int32)
@@ -112,21 +112,21 @@ def largest_bits(vector):
     return largest
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def subtract_at(vector, indices, values):
     """Subtract `values` from the entries at `indices`, which must lie in the vector and differ from one another."""
     for i in range(indices.size):
         vector[np.uint64(indices[i])] -= values[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def clear_at(vector, indices):
     """Set the entries at `indices`, which must lie in the vector, to zero."""
     for i in range(indices.size):
         vector[np.uint64(indices[i])] = np.float32(0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def gather(vector, indices):
     """Return the entries at `indices`, which must lie in the vector: float32 of shape (indices.size,)."""
     values = np.empty(indices.size, np.float32)

@@ -7,8 +7,8 @@ Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 20
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.simd import multiply_high
 
 _FACTOR_0 = np.uint64(0xD2E7470EE14C6C93)
@@ -18,7 +18,7 @@ _STEP_1 = np.uint64(0xBB67AE8584CAA73B)
 _ROUNDS = 10
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def words(counter_0, counter_1, key_0, key_1):
     """Return the four random words, uint64, of the counter (counter_0, counter_1, 0, 0) under a key of two words."""
     a, b, c, d = counter_0, counter_1, np.uint64(0), np.uint64(0)

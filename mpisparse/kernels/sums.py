@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mpisparse.kernels.compiled import compiled
 from mpisparse.kernels.simd import expect_write, read_float32, read_uint32, read_uint64
 from mpisparse.kernels.threads import for_each_span
 from mpisparse.kernels.vectors import Vector
@@ -54,7 +54,7 @@ def _addresses(arrays: Sequence[NDArray[np.generic]]) -> NDArray[np.uint64]:
     return np.array([one.ctypes.data for one in arrays], np.uint64)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def add_span(total, start, stop, indices, values, begin, end, wide, divisor):
     """Handle the entries of `total` from `start` to `stop`, and return the first that is not finite, -1 if none.
 
@@ -99,7 +99,7 @@ def add_span(total, start, stop, indices, values, begin, end, wide, divisor):
     return bad
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _index(address, place, wide):
     if wide:
         return np.int64(read_uint64(address, place))

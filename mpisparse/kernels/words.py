@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from mpisparse.kernels.compiled import compiled
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
@@ -27,7 +28,7 @@ def zeros(size: int) -> Words:
     return np.zeros((size + 7) >> 3, np.uint64)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def rises(indices, numel):
     """Return whether the indices rise strictly and stay below `numel`.
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mpisparse.arguments import is_number, require_flag, short
 from mpisparse.errors import ConfigError
 from mpisparse.kernels.anywhere import Anywhere, advanced, zeros
 from mpisparse.kernels.source import Source
 from mpisparse.memory.base import Kept, Memory, refuse_amplifying
 from mpisparse.sparsifiers.base import Sparsifier
 
+#: Options by which optimizers take a momentum of their own.
+_MOMENTA = ("momentum", "betas", "beta1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentumCorrection(Memory):
     """Keeps a velocity u = m u + g and its sum v += u; v is selected from, and what was sent is cleared in it.
 
-    The optimizer must have no momentum of its own. Tensors that are always dense get ordinary momentum. On steps that
-    send everything (a dense warm-up) nothing is late, so nothing is masked and the momentum is the ordinary one.
+    The optimizer must have no momentum of its own, nor get one from a scheduler: give OneCycleLR and CyclicLR
+    cycle_momentum=False. Tensors that are always dense get ordinary momentum. On steps that send everything (a dense
+    warm-up) nothing is late, so nothing is masked and the momentum is the ordinary one.
 
     momentum: the discount m, above 0 and below 1.
     masking: clear u, too, where an entry was sent, so that stale momentum does not push it on.
@@ -31,10 +36,12 @@ class MomentumCorrection(Memory):
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.momentum < 1.0:
+        if not is_number(self.momentum) or not 0.0 < self.momentum < 1.0:
             raise ConfigError(
-                f"momentum {self.momentum} is outside (0, 1): use a value such as 0.9, or ErrorFeedback()"
+                f"momentum {short(self.momentum)} is outside (0, 1): use a value such as 0.9, or ErrorFeedback()"
             )
+        require_flag("masking", self.masking)
+        require_flag("nesterov", self.nesterov)
 
     def start(self, numel: int, sparse_numel: int, like: Anywhere = None) -> Kept:
         """Return zero velocities of `numel` entries, and zero sums of `sparse_numel`."""
@@ -44,12 +51,12 @@ class MomentumCorrection(Memory):
         """Refuse amplifying rules, and optimizers that bring momentum of their own."""
         refuse_amplifying(sparsifier, "momentum correction")
         for number, group in enumerate(param_groups):
-            own = group.get("momentum") or group.get("betas")
-            if own:
-                name = "momentum" if group.get("momentum") else "betas"
+            name = next((name for name in _MOMENTA if group.get(name)), None)
+            if name is not None:
                 raise ConfigError(
                     f"momentum would count twice: MomentumCorrection(momentum={self.momentum}) and the optimizer's "
-                    f"{name}={own} in parameter group {number}. Use plain SGD (momentum=0) or ErrorFeedback()"
+                    f"{name}={group[name]} in parameter group {number}. Use plain SGD (momentum=0), with "
+                    "cycle_momentum=False where OneCycleLR or CyclicLR schedules it, or ErrorFeedback()"
                 )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter_ns
 from typing import Literal
 
 from mpisparse.comm import Communicator
+from mpisparse.terminal import say
 
 Overlap = Literal["auto", "on", "off"]
 
@@ -74,4 +74,4 @@ class Choice:
 
 def say_on_stderr(line: str) -> None:
     """Print a line for people."""
-    print(line, file=sys.stderr, flush=True)
+    say(line, error=True)

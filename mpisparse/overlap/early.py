@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+from mpisparse.arguments import is_one_of, short
 from mpisparse.collectives import Flights
 from mpisparse.comm import Communicator, gather_json
 from mpisparse.errors import ConfigError, MpiSparseError
@@ -18,6 +19,7 @@ from mpisparse.sparsifiers import Dense
 _REASONS = {
     News.CHANGED: "as gradients are changed between backward() and the exchange",
     News.REPEATED: "as backward passes add up outside no_sync()",
+    News.DISCARDED: "as backward passes are thrown away",
     News.UNANNOUNCED: "as samples= come after backward(): announce them before it, with expect(samples=)",
 }
 
@@ -43,13 +45,15 @@ class Early:
             say: takes the line that tells what "auto" chose; standard error if there is none.
         """
         self.exchange = exchange
-        self.sender = Sender(exchange, None, limit)
+        self.sender = Sender(exchange, None, limit, recoverable=mode == "auto")
         self.choice = Choice(mode, comm, say)
         self._comm = comm
         #: How many samples `expect` announced; empty when it was not called in this step.
         self._expected: list[int | None] = []
         #: Whether the last exchange was of messages that left early, and whether it had messages at all.
         self._overlapped = self._had_messages = False
+        #: Whether a backward pass was thrown away since the last exchange.
+        self._discarded = False
         if mode == "auto":
             self._look_before_trying(nonfinite)
         if self.may_overlap:
@@ -84,8 +88,9 @@ class Early:
             News.OVERLAPS: self.sender.active,
             News.UNANNOUNCED: given is not None and not self._expected,
             News.RECOUNTED: given is not None and self._expected not in ([], [given]),
-            News.CHANGED: self.sender.gradients_changed(),
+            News.CHANGED: self.exchange.flat.changed(cleared=self.sender.active),
             News.REPEATED: self.sender.repeated,
+            News.DISCARDED: self._discarded,
         }
         return News(sum(news for news, true in found.items() if true))
 
@@ -99,8 +104,10 @@ class Early:
         """Note that a step's exchange is over, one way or another, and be ready for the next step."""
         self._overlapped, self._had_messages = overlaps, had_messages
         self._expected = []
+        self._discarded = False
         self.sender.share = 1.0
         self.sender.start_afresh()
+        self.exchange.flat.forget()
 
     def step_ended(self) -> None:
         """Choose for the next step. Collective where a trial comes to its end."""
@@ -120,6 +127,25 @@ class Early:
             )
         if not self.choice.settled:
             self.choice.settle(False, "as a GradScaler skips steps, and messages on their way cannot be taken back")
+
+    def discard(self) -> None:
+        """Throw away what backward made since the last exchange, messages that left included, where that can be done.
+
+        Collective where messages have left, which "auto" takes back: the ranks have to throw away alike.
+
+        Raises:
+            MpiSparseError: messages are on their way with overlap="on". Nothing changes then.
+        """
+        self.sender.refuse_if_broken()
+        if self.sender.has_begun and self.sender.recoverable:
+            self.sender.take_back()
+            self.sender.start_afresh()
+            self.choice.settle(False, _REASONS[News.DISCARDED])
+            self.sender.wanted = False
+        self.refuse_while_in_the_air("zero_grad()")
+        self._discarded = self._discarded or self.exchange.flat.fresh
+        self.sender.start_afresh()
+        self.exchange.flat.forget()
 
     def refuse_while_in_the_air(self, what: str) -> None:
         """Raise MpiSparseError between the first message of a step and its exchange."""
@@ -141,8 +167,8 @@ class Early:
 
 def check_overlap(overlap: Overlap, nonfinite: NonFinite, thread_level: str) -> None:
     """Raise ConfigError, with the way out, if messages are to leave early and cannot."""
-    if overlap not in get_args(Overlap):
-        raise ConfigError(f"overlap {overlap!r} does not exist: use auto, on or off")
+    if not is_one_of(overlap, get_args(Overlap)):
+        raise ConfigError(f"overlap {short(overlap)} does not exist: use auto, on or off")
     if overlap == "on" and nonfinite == "skip":
         raise ConfigError(
             'overlap="on" and nonfinite="skip" do not go together: a step cannot be skipped once messages of it have '

@@ -23,13 +23,17 @@ class Sender:
     - Unless `active`, nothing is sent, and the sender only watches.
     """
 
-    def __init__(self, exchange: GradientExchange, flights: Flights | None, limit: int) -> None:
+    def __init__(
+        self, exchange: GradientExchange, flights: Flights | None, limit: int, *, recoverable: bool = False
+    ) -> None:
         """Watch the gradients of `exchange`.
 
         Args:
             flights: how messages travel; None if they never do so early.
             limit: entries of a group.
+            recoverable: copy the memory before the first message of a step leaves, so that `take_back` can put it back.
         """
+        self.recoverable = recoverable
         self.exchange = exchange
         self.flat = exchange.flat
         self.flights = flights
@@ -49,10 +53,10 @@ class Sender:
     def start_afresh(self) -> None:
         """Be ready for the next step."""
         self._unfinished = [{n for n, place in self._group_of.items() if place == i} for i in range(len(self.groups))]
-        self._marks: dict[int, tuple[int, int] | None] = {}
-        self._version = -1
+        self._finished: set[int] = set()
         self._sent = 0
         self._flight: Flight | None = None
+        self._before: dict[str, object] = {}
         self.repeated = False
         self.failure: MpiSparseError | None = None
         self.bad_entry: int | None = None
@@ -86,25 +90,28 @@ class Sender:
             )
         if not last:
             return
-        self.repeated = self.repeated or number in self._marks
+        self.repeated = self.repeated or number in self._finished
+        self._finished.add(number)
         if place is not None:
             self._unfinished[place].discard(number)
             while self.active and self._sent < len(self.groups) and not self._unfinished[self._sent]:
                 self._send()
-        self._marks[number] = self.flat.mark(number)
-        self._version = self.flat.buffer._version
-
-    def gradients_changed(self) -> bool:
-        """Return True when somebody changed a gradient after backward. To be asked before they are collected."""
-        if not self._marks:
-            return False
-        moved = any(self.flat.mark(number) != mark for number, mark in self._marks.items())
-        return moved or self.flat.buffer._version != self._version
 
     def send_rest(self) -> None:
         """Send the groups that backward did not complete: with gradients of zero where none came. Not collective."""
         while self._sent < len(self.groups):
             self._send()
+
+    def take_back(self) -> None:
+        """Undo a step whose messages have begun to leave: memories are as before it, and what came in is not read.
+
+        Collective: every rank sends what is left of the step, as all messages have to land.
+        """
+        self.send_rest()
+        assert self._flight is not None
+        for place in range(len(self.groups)):
+            self._flight.wait(place)
+        self.exchange.load_state_dict(self._before)
 
     def received(self) -> Iterator[list[Bytes]]:
         """Yield all ranks' messages of each bucket, in the order in which buckets are sent, waiting as need be."""
@@ -138,6 +145,8 @@ class Sender:
         assert self.flights is not None
         if self._flight is None:
             self.refuse_if_broken()
+            if self.recoverable:
+                self._before = self.exchange.state_dict()
             self._flight = self.flights.begin(len(self.groups))
         group = self.groups[self._sent]
         self._sent += 1

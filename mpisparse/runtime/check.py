@@ -9,19 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 
 import h5py
 import numpy as np
 import torch
 
-from mpisparse.comm import Communicator
+from mpisparse.comm import Communicator, gather_json
 from mpisparse.comm.launcher import promised_size
 from mpisparse.memory import ErrorFeedback, MomentumCorrection, NoMemory
 from mpisparse.rehearsal import rehearse_together
 from mpisparse.runtime.startup import Surroundings
 from mpisparse.sparsifiers import GSpar, TopK
 from mpisparse.wire import Wire
+from mpisparse.words import counted
 
 _GIB = 2**30
 
@@ -48,7 +48,7 @@ def examine(comm: Communicator, surroundings: Surroundings, directory: Path) -> 
         Finding("ranks", True, f"{comm.size} on {surroundings.nodes} node(s)", _alone(comm)),
         _threads(surroundings),
         _on_all(comm, "uneven exchange", lambda: _exchange(comm)),
-        Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        Finding("torch", True, f"{torch.__version__}, {counted(torch.get_num_threads(), 'thread')}"),
         Finding("kernels", True, _kernels(comm)),
         _on_all(comm, "HDF5", lambda: _hdf5(directory)),
         _on_all(comm, "file system", lambda: _file_system(directory)),
@@ -64,7 +64,7 @@ def _launcher(comm: Communicator) -> Finding:
     if promise is None:
         return Finding("launcher", True, "none: this process was started alone")
     fits = promise[0] == comm.size
-    return Finding("launcher", fits, promise[1], "" if fits else f"but MPI knows of {comm.size} ranks")
+    return Finding("launcher", fits, promise[1], "" if fits else f"but MPI knows of {counted(comm.size, 'rank')}")
 
 
 def _threads(surroundings: Surroundings) -> Finding:
@@ -73,7 +73,7 @@ def _threads(surroundings: Surroundings) -> Finding:
         groups = [(machine.ranks, float(machine.cores)), *((each.ranks, each.cores) for each in machine.quotas)]
         for ranks, cores in groups:
             if threads > 1 and threads * ranks > cores:
-                hint = f"more threads than the {cores:g} cores of {ranks} of the ranks: unset OMP_NUM_THREADS"
+                hint = f"more threads than the {counted(cores, 'core')} of {ranks} of the ranks: unset OMP_NUM_THREADS"
     found = f"{threads} a rank ({surroundings.threads_reason}), level {surroundings.thread_level}"
     return Finding("threads", not hint, found, hint)
 
@@ -84,11 +84,11 @@ def _on_all(comm: Communicator, what: str, probe: Callable[[], str]) -> Finding:
         text, ok = probe(), True
     except (OSError, ValueError, RuntimeError) as error:
         text, ok = f"{type(error).__name__}: {error}", False
-    reports = comm.allgather_bytes(f"{int(ok)}{text}".encode())
-    for rank, report in enumerate(reports):
-        if report[:1] == b"0":
-            return Finding(what, False, f"rank {rank}: {report[1:].decode()}", "a run would fail here")
-    return Finding(what, True, reports[0][1:].decode())
+    reports = gather_json(comm, [ok, text])
+    for rank, (well, report) in enumerate(reports):
+        if not well:
+            return Finding(what, False, f"rank {rank}: {report}", "a run would fail here")
+    return Finding(what, True, reports[0][1])
 
 
 def _exchange(comm: Communicator) -> str:
@@ -103,14 +103,12 @@ def _exchange(comm: Communicator) -> str:
 
 def _kernels(comm: Communicator) -> str:
     """Have every kernel compiled, so that no run on this machine has to wait for that."""
-    begin = perf_counter()
-    for rule, memory in (
+    exchanges = (
         (TopK(0.01), ErrorFeedback()),
         (TopK(0.01), MomentumCorrection()),
         (GSpar(density=0.01), NoMemory()),
-    ):
-        rehearse_together(comm, rule, memory, Wire())
-    return f"numba {version('numba')}; compiled for this machine and loaded, in {perf_counter() - begin:.1f} s"
+    )
+    return f"numba {version('numba')}; {rehearse_together(comm, Wire(), *exchanges)}"
 
 
 def _hdf5(directory: Path) -> str:
@@ -118,7 +116,8 @@ def _hdf5(directory: Path) -> str:
     values = np.arange(1000, dtype=np.float32)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         path = Path(folder) / "probe.h5"
-        with h5py.File(path, "w") as file:
+        # Without locks, which not every file system has, as checkpoints are written and read.
+        with h5py.File(path, "w", locking=False) as file:
             file.create_dataset("values", data=values, chunks=(1000,), fletcher32=True)
         with h5py.File(path, "r", locking=False) as file:
             if not np.array_equal(file["values"][:], values):

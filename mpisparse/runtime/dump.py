@@ -16,7 +16,7 @@ import numpy as np
 
 from mpisparse.comm.recorder import Call, Recorder
 from mpisparse.errors import ConfigError
-from mpisparse.runtime.runlog import replace_file
+from mpisparse.files import read_json, replace_file, write_text
 
 SCHEMA = 1
 
@@ -40,7 +40,7 @@ def make_dump(recorder: Recorder, **about: object) -> Dump:
         "steps": recorder.step,
         "seconds_since_last_call": (now - recorder.last_end) * 1e-9,
         "waiting": None if waiting is None else _call(waiting, now),
-        "lanes": [{"name": lane.name, "calls": lane.begun} for lane in list(recorder.lanes)],
+        "lanes": [{"number": lane.number, "name": lane.name, "calls": lane.begun} for lane in list(recorder.lanes)],
         "calls": [_call(call, now) for call in recorder.calls()],
         "stacks": _stacks(),
     }
@@ -50,9 +50,8 @@ def write_dump(directory: Path, dump: Dump) -> None:
     """Write `rank-NNNNN.stacks`, all threads', and then `rank-NNNNN.json`, whole or not at all. May raise OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     path = dump_path(directory, dump["rank"])
-    with path.with_suffix(".stacks").open("w", encoding="utf-8") as file:
-        faulthandler.dump_traceback(file)
-    replace_file(path, lambda text: text.write(json.dumps(dump, indent=1) + "\n"))
+    replace_file(path.with_suffix(".stacks"), faulthandler.dump_traceback)
+    write_text(path, json.dumps(dump, indent=1) + "\n")
 
 
 def dump_path(directory: Path, rank: int) -> Path:
@@ -84,7 +83,7 @@ def read_dumps(directory: Path, job: str | None = None) -> dict[int, Dump]:
 def _read(path: Path) -> Dump | None:
     """Return a dump, or None where a file is not one, such as one of another version."""
     try:
-        dump = json.loads(path.read_text(encoding="utf-8"))
+        dump = read_json(path)
     except (OSError, ValueError):
         return None
     return dump if isinstance(dump, dict) and dump.get("schema") == SCHEMA else None

@@ -9,17 +9,25 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from threading import enumerate as enumerate_threads
 from time import monotonic
 
 from mpisparse.comm import Communicator
 from mpisparse.errors import HangError
 from mpisparse.runtime.preemption import INTERRUPTED, SAME_INTERRUPT, Preemption
 
+_THREAD = "mpisparse-guard"
+
 #: Seconds between looks at the parent process.
 _PAUSE = 1.0
 
 #: Seconds that a rank gets, after Ctrl-C, to come out of a call that it was in before.
 _BLOCKED = 5.0
+
+
+def is_guarded() -> bool:
+    """Return True when this process has a guard, which knows all communicators of the family it was made for."""
+    return any(thread.name == _THREAD for thread in enumerate_threads())
 
 
 class Guard:
@@ -44,15 +52,15 @@ class Guard:
         self._comm, self._recorder, self._directory = comm, comm.lane.recorder, directory
         self._parent = os.getppid()
         self._interrupts: list[float] = []
-        self._woken, wakes = os.pipe()
-        os.set_blocking(wakes, False)
-        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-        # Signals of a forked child are not this process's.
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        self._woken, self._wakes = os.pipe()
+        os.set_blocking(self._wakes, False)
 
     def start(self) -> None:
         """Begin to watch, until the process ends."""
-        Thread(target=self._watch, name="mpisparse-guard", daemon=True).start()
+        signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
+        # Signals of a forked child are not this process's.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+        Thread(target=self._watch, name=_THREAD, daemon=True).start()
 
     # What follows runs in the guard's thread --------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mpisparse.comm.recorder import ENDED
 from mpisparse.runtime.dump import Dump
+from mpisparse.words import counted
 
 #: In the names of files that are no part of anybody's program.
 _LIBRARIES = ("/site-packages/", "/lib/python", "<frozen ", str(Path(__file__).resolve().parent.parent))
@@ -67,7 +68,7 @@ def explain(dumps: dict[int, Dump]) -> list[str]:
     """Return lines for people: who was behind, in which step and call, since when, and on top of which stack."""
     hang = find_hang(dumps)
     last = max(str(dump["written"]) for dump in dumps.values())
-    lines = [f"{hang.size} ranks, of which {len(dumps)} told where they were, at {last}"]
+    lines = [f"{counted(hang.size, 'rank')}, of which {len(dumps)} told where they were, at {last}"]
     lines += [f"- {finding}" for finding in _findings(hang, dumps)]
     told_first = [*hang.behind, *hang.elsewhere, *hang.waiting]
     for rank in [*told_first, *(rank for rank in sorted(dumps) if rank not in told_first)]:
@@ -81,7 +82,7 @@ def _findings(hang: Hang, dumps: dict[int, Dump]) -> Iterator[str]:
         yield "no rank was waiting for another"
         return
     call = hang.call
-    where = f"{_name(call)}, after {call['step']} steps"
+    where = f"{_name(call)}, after {counted(call['step'], 'step')}"
     since = f"for {float(call['begun_seconds_ago']):.1f} s"
     if not hang.behind and not hang.elsewhere:
         yield (
@@ -115,7 +116,7 @@ def _whereabouts(rank: int, dumps: dict[int, Dump]) -> str:
         seen = [dump["silent"][str(rank)] for dump in dumps.values() if str(rank) in dump.get("silent", {})]
         return ", ".join(["it told nothing", *seen[:1]])
     dump = dumps[rank]
-    after = f"after {dump['steps']} steps"
+    after = f"after {counted(dump['steps'], 'step')}"
     waiting = dump["waiting"]
     if waiting is not None:
         return f"it waited in {_name(waiting)}, {after}, for {float(waiting['begun_seconds_ago']):.1f} s"
@@ -134,7 +135,7 @@ def has_ended(dump: Dump) -> bool:
 
 def _about(rank: int, dump: Dump) -> Iterator[str]:
     doing = "waits" if dump["waiting"] is not None else "had ended" if has_ended(dump) else "was in its own code"
-    yield f"rank {rank} (process {dump['process']} on {dump['host']}) {doing}, after {dump['steps']} steps"
+    yield f"rank {rank} (process {dump['process']} on {dump['host']}) {doing}, after {counted(dump['steps'], 'step')}"
     for call in dump["calls"][-3:]:
         ended = call["ended_seconds_ago"]
         end = "not ended" if ended is None else f"ended {float(ended):.1f} s ago"
@@ -145,7 +146,9 @@ def _about(rank: int, dump: Dump) -> Iterator[str]:
 
 def _calls(dump: Dump, lane: int) -> int:
     """Return how many calls a rank has begun on a communicator."""
-    return int(dump["lanes"][lane]["calls"]) if lane < len(dump["lanes"]) else 0
+    # Dumps of earlier versions have no numbers, and leave no lane out.
+    lanes = {known.get("number", place): int(known["calls"]) for place, known in enumerate(dump["lanes"])}
+    return lanes.get(lane, 0)
 
 
 def _operation(dump: Dump, call: Dump) -> str | None:

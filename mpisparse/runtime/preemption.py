@@ -11,6 +11,7 @@ from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime, monotonic
 from types import FrameType, TracebackType
 
+from mpisparse.arguments import is_number, short
 from mpisparse.errors import ConfigError
 from mpisparse.runtime.workers import shield_workers
 
@@ -79,8 +80,8 @@ class Preemption:
 
     @time_limit.setter
     def time_limit(self, seconds: float) -> None:
-        if not seconds >= 0:
-            raise ConfigError(f"the time limit is {seconds} s: give seconds, such as 3600, or 0 to do without")
+        if not is_number(seconds) or not seconds >= 0:
+            raise ConfigError(f"the time limit is {short(seconds)} s: give seconds, such as 3600, or 0 to do without")
         self._limit = seconds
 
     @property

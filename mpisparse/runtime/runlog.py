@@ -5,24 +5,30 @@ The files are described in docs/run-directory.md.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from mpisparse.comm import Communicator
+from mpisparse.errors import RunDirectoryError
 from mpisparse.exchange import Traffic
+from mpisparse.files import OddFileError, open_log, open_regular, parse_json, replacing
+from mpisparse.metrics import gather_doubles
 from mpisparse.phases import NAMES
 
 SCHEMA = 1
 
-#: Bytes that no line is longer than.
-_LINE = 2**16
+#: Bytes that no line is longer than, and no log.
+_LINE, _LOG = 2**16, 2**35
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +68,31 @@ class RunLog:
 
     Steps are collected and written together by `flush`, so that a step itself talks to no other rank and to no file.
     A crash loses what was not flushed; the steps are made again after a resume, bit for bit.
+
+    Whatever cannot be written is a RunDirectoryError of this rank, which names the file; so is a run directory that is
+    no longer where it was.
     """
 
     def __init__(self, directory: Path, comm: Communicator, start_step: int = 0) -> None:
         """Open the files, and cut off what they say of steps after `start_step`, or all at 0: that comes again."""
         self._comm = comm
         self._pending: list[StepRecord] = []
-        self._metrics: TextIO | None = None
+        self._metrics: LogFile | None = None
         #: Whether the log says of the run that it has ended, and the step of its last evaluation; rank 0 knows.
         self.ended = False
         self.evaluated = -1
-        (directory / "ranks").mkdir(exist_ok=True)
-        rank_file = directory / "ranks" / f"rank-{comm.rank:05d}.jsonl"
-        self._ranks = _open_after(rank_file, start_step)
+        with writes(directory / "ranks", f"rank {comm.rank}: "):
+            (directory / "ranks").mkdir(exist_ok=True)
+        self._ranks = LogFile(directory / "ranks" / f"rank-{comm.rank:05d}.jsonl", comm.rank, start_step)
         if comm.rank == 0:
-            _remove_beyond(directory / "ranks", comm.size)
-            self._metrics = _open_after(directory / "metrics.jsonl", start_step)
-            last = last_line(directory / "metrics.jsonl")
-            self.ended = bool(last) and json.loads(last)["kind"] == "end"
-            self.evaluated = _last_evaluation(directory / "metrics.jsonl")
+            metrics = directory / "metrics.jsonl"
+            with writes(directory / "ranks", "rank 0: "):
+                _remove_beyond(directory / "ranks", comm.size)
+            self._metrics = LogFile(metrics, 0, start_step)
+            with writes(metrics, "rank 0: "):
+                last = last_line(metrics)
+                self.ended = bool(last) and parse_json(last, constants=True).get("kind") == "end"
+                self.evaluated = _last_evaluation(metrics)
 
     def step(self, record: StepRecord) -> None:
         """Keep the record of a step until the next `flush`."""
@@ -91,16 +103,13 @@ class RunLog:
         if not self._pending:
             return []
         table = np.array([record.numbers() for record in self._pending])
-        flat = self._comm.allgather(np.ascontiguousarray(table).view(np.int64).reshape(-1))
-        everyone = flat.view(np.float64).reshape(self._comm.size, *table.shape)
+        everyone = gather_doubles(self._comm, table).reshape(self._comm.size, *table.shape)
         merged = [_merge(record, everyone[:, i]) for i, record in enumerate(self._pending)]
-        for record in self._pending:
-            _write(self._ranks, _own(record))
-        self._ranks.flush()
+        for file in self._files():
+            file.require_in_place()
+        self._ranks.write(_own(record) for record in self._pending)
         if self._metrics is not None:
-            for line in merged:
-                _write(self._metrics, line)
-            self._metrics.flush()
+            self._metrics.write(merged)
         self._pending.clear()
         return merged
 
@@ -110,24 +119,21 @@ class RunLog:
             self.evaluated = step
         if self._metrics is not None:
             clock = {"unix_seconds": round(time(), 3)}
-            _write(self._metrics, {"schema": SCHEMA, "kind": kind, "step": step, **clock, **fields})
-            self._metrics.flush()
+            self._metrics.write([{"schema": SCHEMA, "kind": kind, "step": step, **clock, **fields}])
 
     def sync(self) -> None:
         """Bring what was written to the disk, so that a checkpoint made after it never knows more than the log."""
-        for file in (self._ranks, self._metrics):
-            if file is not None:
-                file.flush()
-                os.fsync(file.fileno())
+        for file in self._files():
+            file.require_in_place()
+            file.sync()
 
     def close(self) -> None:
         """Close the files, after bringing them to the disk. What is closed stays so."""
-        if self._ranks.closed:
-            return
-        self.sync()
-        for file in (self._ranks, self._metrics):
-            if file is not None:
-                file.close()
+        for file in self._files():
+            file.close()
+
+    def _files(self) -> list[LogFile]:
+        return [self._ranks] if self._metrics is None else [self._ranks, self._metrics]
 
 
 def _merge(record: StepRecord, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
@@ -177,26 +183,98 @@ def _by_phase(seconds: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float
     return {name: round(float(spent), 9) for name, spent in zip(NAMES, seconds, strict=True)}
 
 
-def _write(file: TextIO, line: Mapping[str, object]) -> None:
-    file.write(json.dumps(line, separators=(",", ":")) + "\n")
+class LogFile:
+    """A file of lines that grows: open at its end, without the lines of steps after `start_step` and a torn last one.
+
+    Every error names the file and the rank, as a RunDirectoryError.
+    """
+
+    def __init__(self, path: Path, rank: int, start_step: int) -> None:
+        self.path, self._rank = path.absolute(), rank
+        self.closed = False
+        with self._named():
+            _cut(self.path, start_step)
+            self._file = open_log(self.path)
+
+    def write(self, lines: Iterable[Mapping[str, object]]) -> None:
+        """Write objects, a line each."""
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+        with self._named():
+            while text:  # One call writes less when the disk fills up.
+                text = text[os.write(self._file, text) :]
+
+    def require_in_place(self) -> None:
+        """Raise RunDirectoryError if the file is no longer where it was opened: what is written to it would be lost."""
+        try:
+            there, ours = os.stat(self.path), os.fstat(self._file)
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+                return
+        raise RunDirectoryError(
+            f"rank {self._rank}: {self.path} is not the file that this run opened there: its run directory was moved, "
+            "removed or replaced while the run went on. Start the run again with --run-dir where it is now"
+        )
+
+    def sync(self) -> None:
+        """Return when all of it is on the disk."""
+        with self._named():
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file, after bringing it to the disk. What is closed stays so."""
+        if not self.closed:
+            self.closed = True
+            with self._named():
+                try:
+                    os.fsync(self._file)
+                finally:
+                    os.close(self._file)
+
+    def _named(self) -> AbstractContextManager[None]:
+        return writes(self.path, f"rank {self._rank}: ")
 
 
-def _open_after(path: Path, start_step: int) -> TextIO:
-    """Return the file open at its end, without the lines of steps after `start_step` and a torn last one."""
-    if path.exists():
-        before = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A run that begins, begins its log: what was evaluated before its first step comes again as well.
-        kept = [line for line in before if _is_up_to(line, start_step)] if start_step else []
-        if len(kept) < len(before):
-            replace_file(path, lambda file: file.writelines(kept))
-    return path.open("a", encoding="utf-8")
+@contextmanager
+def writes(path: Path, who: str = "") -> Iterator[None]:
+    """Turn an error of the system into a RunDirectoryError that names the file or directory that is written to."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RunDirectoryError(
+            f"{who}{path} cannot be written: {why}. Make room or put it right, then start the run again to go on"
+        ) from error
+
+
+def _cut(path: Path, start_step: int) -> None:
+    """Take from a log, if it is there, the lines of steps after `start_step`, and a torn last one."""
+    try:
+        before = open_regular(path, follow=False)
+    except FileNotFoundError:
+        return
+    with before:
+        if os.fstat(before.fileno()).st_size > _LOG:
+            raise OddFileError(f"larger than {_LOG} bytes, which no log is", path)
+        if all(_is_up_to(line, start_step) for line in _lines(before)):
+            return
+        before.seek(0)
+        with replacing(path) as after:
+            after.writelines(line for line in _lines(before) if _is_up_to(line, start_step))
+
+
+def _lines(file: io.BufferedReader) -> Iterator[bytes]:
+    """Yield the lines of a log, and what is longer than any in pieces, which are none."""
+    while line := file.readline(_LINE):
+        yield line
 
 
 def last_line(path: Path) -> str:
     """Return the last whole line of a log, or nothing where there is none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LINE))
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LINE))
             whole, newline, _ = file.read().rpartition(b"\n")
     except FileNotFoundError:
         return ""
@@ -205,8 +283,9 @@ def last_line(path: Path) -> str:
 
 def _last_evaluation(path: Path) -> int:
     """Return the step of the last evaluation in a log without torn lines, or -1 where there is none."""
-    with path.open(encoding="utf-8") as file:
-        return max((json.loads(line)["step"] for line in file if '"kind":"evaluation"' in line), default=-1)
+    with open_regular(path) as file:
+        evaluations = (line for line in _lines(file) if b'"kind":"evaluation"' in line)
+        return max((parse_json(line, constants=True)["step"] for line in evaluations), default=-1)
 
 
 def _remove_beyond(directory: Path, size: int) -> None:
@@ -216,18 +295,9 @@ def _remove_beyond(directory: Path, size: int) -> None:
             path.unlink()
 
 
-def _is_up_to(line: str, start_step: int) -> bool:
+def _is_up_to(line: bytes, start_step: int) -> bool:
+    # A run that begins, begins its log: what was evaluated before its first step comes again as well.
     try:
-        return line.endswith("\n") and int(json.loads(line)["step"]) <= start_step
+        return bool(start_step) and line.endswith(b"\n") and parse_json(line, constants=True)["step"] <= start_step
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def replace_file(path: Path, write: Callable[[TextIO], object]) -> None:
-    """Write a file anew so that a reader, or a crash, finds either the old content or the new, and never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

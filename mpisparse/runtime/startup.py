@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import atexit
 import platform
-import sys
 import threading
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from mpisparse.comm import Communicator, world
+from mpisparse.arguments import require_path
+from mpisparse.comm import Communicator, require_communicator, world
 from mpisparse.comm.launcher import promised_size
-from mpisparse.runtime.guard import Guard
+from mpisparse.runtime.guard import Guard, is_guarded
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
 from mpisparse.runtime.workers import shield_workers
+from mpisparse.terminal import say
+from mpisparse.version import __version__
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Surroundings:
     def banner(self) -> str:
         """Return one line for people."""
         return (
-            f"mpisparse {self.mpisparse} | {_count(self.ranks, 'rank')} on {_count(self.nodes, 'node')} | "
+            f"mpisparse {self.mpisparse} | {counted(self.ranks, 'rank')} on {counted(self.nodes, 'node')} | "
             f"{self.library} ({self.standard}), thread level {self.thread_level} | "
-            f"{_count(self.threads, 'thread')} a rank ({self.threads_reason})"
+            f"{counted(self.threads, 'thread')} a rank ({self.threads_reason})"
         )
 
 
@@ -62,6 +64,7 @@ def init(
     - Rank 0 says on stderr what it found.
     - A rank whose launcher is gone, or that Ctrl-C finds blocked in MPI, ends within seconds (see `Guard`).
     - A rank that does not come where the others wait for it ends the job, after a time (see `Watchdog`).
+    - Called again, it returns another communicator of the same ranks, and its options take the place of the earlier.
 
     Args:
         comm: the ranks, when they are not those that the launcher started; abort hook and watchdog are theirs to
@@ -74,6 +77,8 @@ def init(
     Raises:
         LaunchError: MPI cannot be loaded, or the launcher promised more ranks than MPI knows.
     """
+    require_communicator(comm)
+    require_path("crash_directory", crash_directory, "the path of a directory, such as 'crash'")
     comm, _ = start(comm, banner, watchdog, Path(crash_directory))
     return comm
 
@@ -89,12 +94,12 @@ def start(
         shield_workers()
         comm = world()
         _end_together(comm, watchdog, crash_directory.absolute())
-        Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()).start()
+        _watch(comm, Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()))
     place = comm.describe()
     places = gather_places(comm, place.node)
     threads, reason = share_cores(places, comm.rank)
     surroundings = Surroundings(
-        mpisparse=version("mpisparse"),
+        mpisparse=__version__,
         ranks=comm.size,
         nodes=place.nodes,
         library=place.library,
@@ -107,7 +112,7 @@ def start(
         machines=machines_among(places),
     )
     if banner and comm.rank == 0:
-        print(surroundings.banner(), file=sys.stderr, flush=True)
+        say(surroundings.banner(), error=True)
     return comm, surroundings
 
 
@@ -118,8 +123,17 @@ def _end_together(comm: Communicator, limit: float, directory: Path) -> None:
     # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
     goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
     install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
-    if promised_size() is not None and threading.current_thread() is threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if promised_size() is not None and in_main and not is_guarded():
         Guard(comm, directory).start()
+
+
+def _watch(comm: Communicator, watchdog: Watchdog) -> None:
+    """Have a watchdog watch this rank instead of the one that an earlier call started."""
+    recorder = comm.lane.recorder
+    if recorder.guard is not None:
+        recorder.guard.stop()
+    recorder.guard = watchdog.start()
 
 
 def processor() -> str:
@@ -135,7 +149,3 @@ def processor() -> str:
 def _each_once(comm: Communicator, own: str) -> tuple[str, ...]:
     """Return what the ranks say, each text once, in the order of the first rank that says it. Collective."""
     return tuple(dict.fromkeys(said.decode() for said in comm.allgather_bytes(own.encode())))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mpisparse.runtime.machines import Place
+from mpisparse.words import counted
 
 
 def share_cores(places: Sequence[Place], rank: int, environ: Mapping[str, str] = os.environ) -> tuple[int, str]:
@@ -26,14 +27,14 @@ def share_cores(places: Sequence[Place], rank: int, environ: Mapping[str, str] =
     else:
         own = places[rank]
         here = [place for place in places if place.machine == own.machine]
-        threads, reason = _share(len(own.cores), sum(place.cores == own.cores for place in here), "cores")
+        threads, reason = _share(len(own.cores), sum(place.cores == own.cores for place in here), "")
         if own.quota:
-            limited = _share(own.quota.cores, sum(place.quota == own.quota for place in here), "cores by quota")
+            limited = _share(own.quota.cores, sum(place.quota == own.quota for place in here), " by quota")
             threads, reason = limited if limited[0] < threads else (threads, reason)
     torch.set_num_threads(threads)
     return threads, reason
 
 
 def _share(cores: float, ranks: int, words: str) -> tuple[int, str]:
-    reason = f"{cores:g} {words}" + (f" for {ranks} ranks" if ranks > 1 else "")
+    reason = f"{counted(cores, 'core')}{words}" + (f" for {ranks} ranks" if ranks > 1 else "")
     return max(1, int(cores / ranks)), reason

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +11,13 @@ from threading import Event, Thread
 from time import monotonic, monotonic_ns, sleep
 from types import TracebackType
 
+from mpisparse.arguments import is_number, require_callable, require_kind, require_path, short
 from mpisparse.comm import Communicator, gather_json
 from mpisparse.errors import CommError, ConfigError, HangError, MpiSparseError
+from mpisparse.files import read_text
 from mpisparse.runtime.dump import Dump, dump_path, make_dump, read_dumps, write_dump
 from mpisparse.runtime.hang import summary
+from mpisparse.terminal import say as say_line
 
 #: Seconds after which a wait is a hang, where nobody says otherwise.
 DEFAULT_LIMIT = 600.0
@@ -55,11 +57,16 @@ class Watchdog:
     """
 
     def __init__(
-        self, comm: Communicator, *, limit: float, directory: Path, say: Callable[[str], object] | None = None
+        self, comm: Communicator, *, limit: float, directory: str | Path, say: Callable[[str], object] | None = None
     ) -> None:
-        if not limit >= 0:
-            raise ConfigError(f"the watchdog's limit is {limit} s: give seconds, such as 600, or 0 to do without")
-        self.directory = directory
+        require_kind("comm", comm, Communicator, "what ms.init() or ms.world() returned")
+        require_path("directory", directory, "the path of a directory, such as 'crash'")
+        require_callable("say", say, "a function of a text, such as print")
+        if not is_number(limit) or not limit >= 0:
+            raise ConfigError(
+                f"the watchdog's limit is {short(limit)} s: give seconds, such as 600, or 0 to do without"
+            )
+        self.directory = Path(directory)
         self._comm, self._recorder, self._limit, self._say = comm, comm.lane.recorder, limit, say or _say_on_stderr
         self._pause = min(_PAUSE, limit / 10)
         self._stop = Event()
@@ -190,8 +197,8 @@ class Watchdog:
 def _has_told(directory: Path, rank: int, job: str) -> bool:
     """Return True when there is a dump of this rank, and not one that an earlier job left."""
     try:
-        return f'"job": "{job}"' in dump_path(directory, rank).read_text(encoding="utf-8")[:200]
-    except OSError:
+        return f'"job": "{job}"' in read_text(dump_path(directory, rank))[:200]
+    except (OSError, ValueError):
         return False
 
 
@@ -206,4 +213,4 @@ def _state(process: int) -> str:
 
 
 def _say_on_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say_line(text, error=True)

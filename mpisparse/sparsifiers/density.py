@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mpisparse.arguments import is_number, short
 from mpisparse.errors import ConfigError
 
 #: Gives the density in force at an optimizer step (0 is the first).
@@ -15,10 +16,16 @@ Density = float | Schedule
 
 def check_density(density: Density, name: str = "density") -> None:
     """Raise ConfigError unless `density` is a number in (0, 1] or a schedule."""
+    if isinstance(density, type):
+        raise ConfigError(f"{name} is the class {density.__name__} itself: give an instance, {density.__name__}(...)")
     if callable(density):
         return
     if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
-        raise ConfigError(f"{name} {density!r} is outside (0, 1]: give the share of entries to send, such as 0.01")
+        per_cent = is_number(density) and 1 < density <= 100
+        hint = f" ({density!r} per cent are {float(density) / 100:g})" if per_cent else ""
+        raise ConfigError(
+            f"{name} {short(density)} is outside (0, 1]: give the share of entries to send, such as 0.01{hint}"
+        )
 
 
 def check_steps(steps: int, name: str = "steps") -> None:

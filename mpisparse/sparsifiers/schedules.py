@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mpisparse.errors import ConfigError
 from mpisparse.sparsifiers.density import check_density, check_steps
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Exponential:
             check_steps(self.stages, "stages")
             if not 1 <= self.stages <= max(self.steps, 1):
                 raise ConfigError(
-                    f"{self.stages} stages do not fit {self.steps} steps: give 1 to {self.steps}, or None"
+                    f"{self.stages} stages do not fit {counted(self.steps, 'step')}: give 1 to {self.steps}, or None"
                 )
 
     def __call__(self, step: int) -> float:

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mpisparse.checkpoint import Residual
 from mpisparse.errors import CheckpointError
+from mpisparse.terminal import Screen, say
 from mpisparse.tools.export import What
+from mpisparse.words import counted
 
-#: Columns of a table where nobody tells how wide a line is.
-_PLAIN_WIDTH = 120
 _WHICH = click.argument("which", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -51,7 +50,7 @@ def list_checkpoints(which: Path, verify: bool, as_json: bool) -> None:
         state = "; ".join(listed.flaws) or ("verified" if verify else "complete")
         latest, ranks = "latest" if listed.latest else "", "?" if listed.ranks is None else str(listed.ranks)
         table.add_row(listed.name, ranks, _bytes(listed.bytes), listed.written[:19].replace("T", " "), latest, state)
-    _print(table)
+    Screen().print(table)
 
 
 @checkpoint.command()
@@ -66,15 +65,15 @@ def show(which: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(contents, indent=2))
         return
-    click.echo(f"{contents['path']}: step {contents['step']}, {contents['ranks']} ranks")
+    say(f"{contents['path']}: step {contents['step']}, {counted(contents['ranks'], 'rank')}")
     if contents["configuration"] is not None:
-        click.echo(f"configuration {contents['configuration']}")
+        say(f"configuration {contents['configuration']}")
     if contents["sampler"] is not None:
-        click.echo(", ".join(f"{key} {value}" for key, value in contents["sampler"].items()))
+        say(", ".join(f"{key} {value}" for key, value in contents["sampler"].items()))
     for name, held in contents["trees"].items():
-        _print(_leaves_table(name, held))
+        Screen().print(_leaves_table(name, held))
     if contents["norms"]["mean"]:
-        _print(_norms_table(contents["norms"]))
+        Screen().print(_norms_table(contents["norms"]))
 
 
 @checkpoint.command()
@@ -88,7 +87,7 @@ def verify(which: Path) -> None:
         flaws = find_flaws(path)
         damaged = damaged or bool(flaws)
         for line in flaws or ["verified"]:
-            click.echo(f"{path.name}: {line}")
+            say(f"{path.name}: {line}")
     raise SystemExit(CheckpointError.exit_code if damaged else 0)
 
 
@@ -107,9 +106,9 @@ def prune(which: Path, keep: int, dry_run: bool) -> None:
     for path in paths:
         if not dry_run:
             remove_all([path])
-        click.echo(f"{'would remove' if dry_run else 'removed'} {path}")
+        say(f"{'would remove' if dry_run else 'removed'} {path}")
     if not paths:
-        click.echo("nothing to remove")
+        say("nothing to remove")
 
 
 @checkpoint.command()
@@ -130,9 +129,9 @@ def reshape(which: Path, ranks: int, residual: Residual, output: Path) -> None:
 
     saved = open_checkpoint(which)
     reshaper = Reshaper(residual)
-    written = write_alike(saved, output, reshaper.all_ranks(saved, ranks))
-    click.echo(reshaper.describe(saved.ranks, ranks))
-    click.echo(f"written to {written}")
+    written = write_alike(saved, output, reshaper.all_ranks(saved, ranks), ranks)
+    say(reshaper.describe(saved.ranks, ranks))
+    say(f"written to {written}")
 
 
 @checkpoint.command()
@@ -151,13 +150,13 @@ def export(which: Path, what: What, output: Path) -> None:
     saved = open_checkpoint(which)
     held = [leaf for leaf in leaves(export_state(saved, output, what)) if leaf.shape is not None]
     size = _bytes(sum(leaf.bytes for leaf in held))
-    click.echo(f"{output}: {what} after step {saved.step}, {len(held)} tensors, {size}")
+    say(f"{output}: {what} after step {saved.step}, {counted(len(held), 'tensor')}, {size}")
 
 
 def _leaves_table(name: str, held: list[dict[str, Any]]) -> Table:
     arrays = [leaf for leaf in held if leaf["shape"] is not None]
-    total = sum(leaf["bytes"] for leaf in arrays)
-    title = f"{name}: {len(arrays)} arrays, {_bytes(total)}, and {len(held) - len(arrays)} other values"
+    total, others = sum(leaf["bytes"] for leaf in arrays), len(held) - len(arrays)
+    title = f"{name}: {counted(len(arrays), 'array')}, {_bytes(total)}, and {counted(others, 'other value')}"
     table = Table("name", "dtype", "shape", "size", title=title, title_justify="left")
     for leaf in arrays:
         table.add_row(leaf["name"], leaf["dtype"], " x ".join(map(str, leaf["shape"])), _bytes(leaf["bytes"]))
@@ -177,10 +176,3 @@ def _bytes(count: float) -> str:
     from mpisparse.training.console import bytes_text
 
     return bytes_text(count)
-
-
-def _print(table: Table) -> None:
-    from mpisparse.runtime.terminal import STDOUT, terminal_columns
-
-    columns = terminal_columns(STDOUT)
-    Console(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH).print(table)

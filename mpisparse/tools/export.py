@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from mpisparse.checkpoint import Saved
 from mpisparse.checkpoint.disk import reason
 from mpisparse.checkpoint.reshape import Blend
 from mpisparse.errors import CheckpointError
+from mpisparse.files import replacing
 
 What = Literal["model", "optimizer"]
 
@@ -50,15 +50,10 @@ def _mean_buffers(saved: Saved) -> dict[str, Tensor]:
 
 def _write(target: Path, state: dict[str, Any]) -> None:
     """Write the file whole or not at all, and over no other."""
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        if target.exists():
+        if target.exists() or target.is_symlink():
             raise CheckpointError(f"{target} is there already: name another file, or remove it first")
-        with temporary.open("wb") as file:
+        with replacing(target) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # so torch says that a file could not be written
         raise CheckpointError(f"{target} cannot be written: {reason(error)}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from mpisparse.checkpoint import find_checkpoints, find_flaws, read_manifest, step_of
 from mpisparse.checkpoint.directory import LATEST
 from mpisparse.errors import CheckpointError
+from mpisparse.files import read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,8 @@ def list_run(which: Path, *, verify: bool = False) -> list[Listed]:
 def latest_of(directory: Path) -> str | None:
     """Return the name in the file `latest` of a directory of checkpoints, or None when it has none."""
     try:
-        return (directory / LATEST).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        return read_text(directory / LATEST).strip()
+    except (OSError, ValueError):
         return None
 
 

@@ -20,7 +20,8 @@ from mpisparse.optim import DistributedOptimizer
 from mpisparse.phases import Phases
 from mpisparse.sampler import Sampler
 from mpisparse.training import config as schema
-from mpisparse.training.data import LOADERS, Dataset, Split
+from mpisparse.training.data import HOMES, LOADERS, Dataset, Split
+from mpisparse.training.data.files import missing
 from mpisparse.training.models import MODELS, CrossEntropy, LinearSVM, LogisticRegression, Loss
 from mpisparse.training.svrg import SVRG
 from mpisparse.training.trainer import Trainer
@@ -33,7 +34,7 @@ _PATHS = ("path", "train", "test")
 def build_data(section: schema.Data) -> Split:
     """Return the train and test sets. DataError says what is wrong with a file."""
     options = section.model_dump(exclude={"name"}, exclude_none=True)
-    options |= {key: _find(options[key]) for key in _PATHS if key in options}
+    options |= {key: _find(options[key], section.name, key) for key in _PATHS if key in options}
     return LOADERS[section.name](**options)
 
 
@@ -138,6 +139,7 @@ def build_optimizer(
         ),
         dense=exchange.dense,
         nonfinite=exchange.nonfinite,
+        clip_norm=config.training.clip_norm or None,
         overlap=exchange.overlap,
         resparsify=None if config.resparsify is None else build_sparsifier(config.resparsify),
         gauge=exchange.gauge,
@@ -236,8 +238,18 @@ def _density(target: float, section: schema.DensitySchedule | None) -> sparsifie
     return sparsifiers.Exponential(start=section.start, density=target, steps=section.steps, stages=section.stages)
 
 
-def _find(path: str) -> Path:
-    """Return `path`, looked for in $MPISPARSE_DATA when it is relative and not here."""
+def _find(path: str, name: str, key: str) -> Path:
+    """Return `path`, looked for in $MPISPARSE_DATA when it is relative and not here.
+
+    Raises:
+        DataError: it is nowhere.
+    """
     here = Path(path).expanduser()
     root = os.environ.get("MPISPARSE_DATA")
-    return Path(root) / here if root and not here.is_absolute() and not here.exists() else here
+    tried = [here] if here.is_absolute() or not root else [here, Path(root).expanduser() / here]
+    found = next((place for place in tried if place.exists()), None)
+    if found is not None:
+        return found
+    unset = "" if root or here.is_absolute() else ", or have MPISPARSE_DATA name the folder that holds it"
+    home = f" (it comes from {HOMES[name]})" if name in HOMES else ""
+    raise missing(f"data.{key} {path!r} of {name} does not exist: give the path of the data{home}{unset}", tried)

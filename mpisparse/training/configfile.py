@@ -12,9 +12,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import tomli_w
 from pydantic import ValidationError
 
+from mpisparse import files
 from mpisparse.errors import ConfigError
 from mpisparse.training.config import CHOICES, RunConfig, optimizer_options
-from mpisparse.training.section import unknown_key
+from mpisparse.training.explain import explain
+
+#: Bytes of a configuration or study at most, and keys below each other.
+_LARGEST = 2**20
+KEYS = 10
 
 
 def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
@@ -28,20 +33,33 @@ def read_config(path: Path, settings: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the file is missing or no TOML, a key is unknown, or a value is wrong; with the place.
     """
+    return parse_config(apply_settings(load_toml(path, "a run configuration")[1], settings), str(path))
+
+
+def load_toml(path: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """Return the text of a TOML file, and what it holds.
+
+    Args:
+        what: what the file should be, for the message.
+
+    Raises:
+        ConfigError: it cannot be read, is larger than a file of this kind, or is no TOML.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        # Editors on other systems begin text with a byte order mark.
+        text = files.read_bytes(path, _LARGEST).decode("utf-8-sig").replace("\r\n", "\n")
+        return text, files.parse_toml(text)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a run configuration") from error
-    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of {what}") from error
+    except ValueError as error:
         raise ConfigError(f"{path} is no TOML file: {error}") from error
-    return read_text(text, str(path), settings)
 
 
 def read_text(text: str, source: str, settings: Iterable[str] = ()) -> RunConfig:
     """Return the configuration that TOML text holds with `settings` over it; see `read_config`."""
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = files.parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{source} is no TOML file: {error}") from error
     return parse_config(apply_settings(tree, settings), source)
 
@@ -57,17 +75,26 @@ def apply_settings(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, A
 
 def parse_config(tree: Mapping[str, Any], source: str) -> RunConfig:
     """Return the configuration that `tree` holds; ConfigError says what is wrong where in `source`."""
+    if isinstance(tree.get("base"), dict):
+        raise ConfigError(f"{source} is a study of many runs: make them by `mpisparse sweep {source}`")
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = [explain(problem) for problem in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+        raise ConfigError(f"{source}: {explain(error)}") from None
 
 
 def to_tree(config: RunConfig) -> dict[str, Any]:
     """Return every key of the configuration with its value, without those that are not set: what TOML can hold."""
     tree: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     return tree
+
+
+def complete(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what an earlier version wrote as `to_tree`, with the defaults of keys that it did not know."""
+    try:
+        return to_tree(RunConfig.model_validate(tree))
+    except ValidationError:
+        return tree
 
 
 def to_toml(config: RunConfig) -> str:
@@ -92,10 +119,19 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {setting!r}: write section.key=value, such as sparsifier.density=0.001")
+    if len(keys) > KEYS:
+        raise ConfigError(f"--set {keys[0]:.40}...: {len(keys)} keys below each other, where no section has as many")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        setting.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"--set {setting!r}: not UTF-8, which is what a configuration is written in") from None
+    try:
+        found = files.parse_toml(f"value = {text}")
+        value = found["value"] if len(found) == 1 else text
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise ConfigError(f"--set {setting:.80}: {error}") from None
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):
@@ -134,30 +170,3 @@ def _kinds(annotation: Any) -> set[str]:
     )
     plain = [get_args(choice)[0] if get_origin(choice) is Annotated else choice for choice in choices]
     return {str(kind) for kind in plain if kind is not NoneType}
-
-
-def explain(problem: Any) -> str:
-    """Return one validation problem as "section.key: what is wrong (value)"."""
-    context = problem.get("ctx", {})
-    if problem["type"] == "union_tag_invalid":
-        names = [name.strip("' ") for name in context["expected_tags"].split(",")]
-        text = unknown_key(str(context["tag"]), names).replace("unknown key", "no such name").replace("keys", "names")
-        return f"{_place(problem)}.name: {text}"
-    if problem["type"] == "union_tag_not_found":
-        return f"{_place(problem)}: the key 'name' is missing"
-    if problem["type"] == "missing":
-        return f"{_place(problem)}: this key is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem["input"]
-    shown = "" if problem["type"] == "value_error" else f", not {value!r}"
-    return f"{_place(problem)}: {message}{shown}"
-
-
-def _place(problem: Any) -> str:
-    """Return the dotted key, without the names of choices that the validation puts into it."""
-    parts = [str(part) for part in problem["loc"]]
-    if len(parts) > 1 and parts[0] in ("data", "model", "sparsifier"):
-        del parts[1]
-    if len(parts) > 2 and parts[:2] == ["sparsifier", "schedule"]:
-        del parts[2]
-    return ".".join(parts) or "top level"

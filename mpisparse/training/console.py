@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mpisparse.runtime.terminal import STDERR, STDOUT, terminal_columns
-
-#: Columns of the table where nobody tells how wide a line is.
-_PLAIN_WIDTH = 120
+from mpisparse.terminal import STDERR, Screen, say
+from mpisparse.words import counted
 
 
 class Console:
@@ -20,9 +17,7 @@ class Console:
 
     def __init__(self, speaks: bool, total_steps: int, done_steps: int) -> None:
         self._speaks = speaks
-        columns = terminal_columns(STDERR)
-        shown = columns is not None
-        self._console = RichConsole(stderr=True, highlight=False, force_terminal=shown, width=columns)
+        self._screen = Screen(STDERR)
         self._total = total_steps
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -31,8 +26,8 @@ class Console:
             TextColumn("loss {task.fields[loss]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self._console,
-            disable=not (self._speaks and shown),
+            console=self._screen,
+            disable=not (self._speaks and self._screen.is_shown),
             transient=True,
         )
         self._task = self._progress.add_task("train", total=total_steps, completed=done_steps, epoch=0, loss="-")
@@ -57,27 +52,25 @@ class Console:
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""
         if self._speaks:
-            self._console.print(line, soft_wrap=True, markup=False)
+            self._screen.say(line)
 
     def summary(self, rows: list[tuple[str, str]], title: str, following: str) -> None:
         """Print the closing table, and a line after it, on standard output."""
         if not self._speaks:
             return
-        out = _print_table(rows, title)
-        out.print(following, soft_wrap=True, markup=False)
+        _print_table(rows, title)
+        if following:
+            Screen().say(following)
 
 
-def _print_table(rows: Iterable[tuple[str, str]], title: str) -> RichConsole:
-    """Print a table of names and values on standard output, and return what prints there."""
+def _print_table(rows: Iterable[tuple[str, str]], title: str) -> None:
+    """Print a table of names and values on standard output."""
     table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    columns = terminal_columns(STDOUT)
-    out = RichConsole(highlight=False, force_terminal=columns is not None, width=columns or _PLAIN_WIDTH)
-    out.print(table)
-    return out
+    Screen().print(table)
 
 
 def _evaluation(metrics: Mapping[str, float]) -> str:
@@ -94,17 +87,15 @@ class SweepConsole:
 
     def __init__(self, rank: int, runs: int) -> None:
         self._speaks = rank == 0
-        columns = terminal_columns(STDERR)
-        shown = columns is not None
-        self._console = RichConsole(stderr=True, highlight=False, force_terminal=shown, width=columns)
+        self._screen = Screen(STDERR)
         self._progress = Progress(
             TextColumn("runs"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=self._console,
-            disable=not (self._speaks and shown),
+            console=self._screen,
+            disable=not (self._speaks and self._screen.is_shown),
             transient=True,
         )
         self._runs = runs
@@ -121,7 +112,7 @@ class SweepConsole:
     def say(self, line: str) -> None:
         """Print one line, above the bar if there is one."""
         if self._speaks:
-            self._console.print(line, soft_wrap=True, markup=False)
+            self._screen.say(line)
 
     def ended(self, name: str, news: str, metrics: Mapping[str, float], seconds: float) -> None:
         """Print how a run ended: its `news`, or what its last evaluation said."""
@@ -136,7 +127,8 @@ class SweepConsole:
         self._progress.stop()
         if failed:
             _print_table(failed.items(), f"{len(failed)} failed")
-        print(f"{done} runs made, {before} were finished before, {len(failed)} failed", flush=True)
+        before_words = f"{before} {'was' if before == 1 else 'were'} finished before"
+        say(f"{counted(done, 'run')} made, {before_words}, {len(failed)} failed")
 
 
 def ignore(line: str) -> None:
@@ -163,7 +155,7 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
     rows = [
         ("test loss", f"{metrics['loss']:.4f}"),
         ("test accuracy", f"{metrics['accuracy']:.2%}"),
-        ("time", f"{totals['wall']:.1f} s for {totals['steps']} steps"),
+        ("time", f"{totals['wall']:.1f} s for {counted(totals['steps'], 'step')}"),
         *_troubles(totals),
         ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
         *hidden,
@@ -186,9 +178,11 @@ def _troubles(totals: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return rows for what should not have happened, and was got over."""
     rows = []
     if totals.get("skipped"):
-        rows.append(("skipped", f"{totals['skipped']} steps, as a gradient held NaN or infinity (see metrics.jsonl)"))
+        skipped = counted(totals["skipped"], "step")
+        rows.append(("skipped", f"{skipped}, as a gradient held NaN or infinity (see metrics.jsonl)"))
     if totals.get("mended"):
-        rows.append(("replicas mended", f"{totals['mended']} times, as ranks held different bits (see metrics.jsonl)"))
+        mended = counted(totals["mended"], "time")
+        rows.append(("replicas mended", f"{mended}, as ranks held different bits (see metrics.jsonl)"))
     return rows
 
 

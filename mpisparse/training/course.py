@@ -15,6 +15,7 @@ from mpisparse.phases import NAMES
 from mpisparse.runtime import Preemption
 from mpisparse.runtime.preemption import exit_code_of
 from mpisparse.runtime.runlog import RunLog
+from mpisparse.training.command import Command
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, summary_rows
@@ -23,6 +24,8 @@ from mpisparse.training.evaluate import CutShortError, evaluate, objective
 from mpisparse.training.optimum import Optimum
 from mpisparse.training.saving import Saving
 from mpisparse.training.trainer import Trainer
+from mpisparse.version import __version__
+from mpisparse.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +77,21 @@ class Course:
         self.train_loss: float | None = None
         self.done_before = trainer.steps_done
 
-    def finish(self, resumed: str, command: str, quiet: bool) -> Result:
+    def finish(self, resumed: str, command: Command | None, quiet: bool) -> Result:
         """Take the steps that are left, and return the result. Collective."""
         trainer, comm = self.trainer, self.comm
         if trainer.steps_done < self.steps:
-            self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps)
+            self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps, mpisparse=__version__)
         with Console(comm.rank == 0 and not quiet, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
+            if command is not None:
+                console.say(f"after an interruption, go on with: {command.going_on(self.directory)}")
             trainer.optimizer.say_with(console.say)
             self.saving.say_with(console.say)
             metrics = self._train(console)
             if metrics is None:
-                return self._stop(console)
+                return self._stop(console, command)
         self.saving.last(trainer.steps_done)
         totals = {name: self.totals[name] for name in ("steps", "count", "entries", "skipped")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
@@ -140,7 +145,7 @@ class Course:
         self.saving.stepped()
         self.preemption.stepped()
 
-    def _stop(self, console: Console) -> Result:
+    def _stop(self, console: Console, command: Command | None) -> Result:
         """Save, as the job is to end, and return the result. Collective.
 
         There may be no time to evaluate: what is due comes first when the run goes on.
@@ -153,7 +158,8 @@ class Course:
         self.saving.last(step)
         self.log.event("stopped", step, reason=told)
         self.log.close()
-        console.say(f"stopped after step {step} of {self.steps} ({told}): the state is saved, the same command goes on")
+        following = "" if command is None else f"; go on with: {command.going_on(self.directory)}"
+        console.say(f"stopped after step {step} of {self.steps} ({told}): the state is saved{following}")
         return Result(self.directory, {}, self.totals, told, exit_code_of(reasons))
 
     def _evaluation_was_left_out(self) -> bool:
@@ -208,12 +214,13 @@ class Course:
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a checkpoint holds: what all ranks hold alike, and what this rank alone holds."""
-        return {**self.trainer.replicated_state(), "config": to_tree(self.config)}, self.trainer.rank_state()
+        about = {"config": to_tree(self.config), "mpisparse": __version__}
+        return {**self.trainer.replicated_state(), **about}, self.trainer.rank_state()
 
-    def _summarise(self, console: Console, metrics: dict[str, float], command: str) -> None:
+    def _summarise(self, console: Console, metrics: dict[str, float], command: Command | None) -> None:
         rows = summary_rows(metrics, self.totals, self.comm.size)
         rows.append(("run directory", str(self.directory)))
         change = "sparsifier.name=topk" if self.config.sparsifier.name == "dense" else "sparsifier.name=dense"
-        launch = f"mpirun -n {self.comm.size} " if self.comm.size > 1 else ""
-        title = f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {self.comm.size} ranks"
-        console.summary(rows, title, f"To compare, try: {launch}{command} --set {change}")
+        size = self.comm.size
+        title = f"{self.config.name}: {self.trainer.optimizer.exchange.sparsifier!r}, {counted(size, 'rank')}"
+        console.summary(rows, title, "" if command is None else f"To compare, try: {command.changed(change)}")

@@ -18,10 +18,11 @@ import torch
 
 from mpisparse.comm import Communicator, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
+from mpisparse.files import remove_temporary, write_text
 from mpisparse.runtime import Surroundings
-from mpisparse.runtime.runlog import last_line, replace_file
+from mpisparse.runtime.runlog import last_line, writes
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import differences, to_toml, to_tree
+from mpisparse.training.configfile import complete, differences, to_toml, to_tree
 from mpisparse.training.optimum import Optimum
 
 #: How the last start of the run ended, written last; and the version of what it holds.
@@ -58,7 +59,11 @@ def open_directory(comm: Communicator, config: RunConfig, wanted: Path | None) -
 
 
 def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings) -> None:
-    """Write config.toml and environment.json, and remove the record of an earlier end. For rank 0 alone."""
+    """Write config.toml and environment.json, and remove the record of an earlier end. For rank 0 alone.
+
+    Raises:
+        RunDirectoryError: one of them cannot be written.
+    """
     (directory / _END).unlink(missing_ok=True)
     environment = {
         **asdict(surroundings),
@@ -71,13 +76,19 @@ def describe_run(directory: Path, config: RunConfig, surroundings: Surroundings)
         "host": node(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    replace_file(directory / "config.toml", lambda file: file.write(to_toml(config)))
-    replace_file(directory / "environment.json", lambda file: file.write(json.dumps(environment, indent=2) + "\n"))
+    remove_temporary(directory)
+    _write(directory / "config.toml", to_toml(config))
+    _write(directory / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def describe_optimum(directory: Path, optimum: Optimum) -> None:
     """Write optimum.json. For rank 0 alone."""
-    replace_file(directory / "optimum.json", lambda file: file.write(json.dumps(asdict(optimum), indent=2) + "\n"))
+    _write(directory / "optimum.json", json.dumps(asdict(optimum), indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with writes(path):
+        write_text(path, text)
 
 
 def record_end(comm: Communicator, directory: Path, step: int, exit_code: int = 0, stopped: str = "") -> None:
@@ -131,12 +142,12 @@ def _write_end(comm: Communicator, directory: Path, status: str, exit_code: int,
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    replace_file(directory / _END, lambda file: file.write(json.dumps(record) + "\n"))
+    write_text(directory / _END, json.dumps(record) + "\n")
 
 
 def check_same_run(checkpoint: Path, saved: dict[str, Any], config: RunConfig) -> None:
     """Raise ConfigError if a checkpoint was saved under another configuration, naming the keys that differ."""
-    changed = differences(saved, to_tree(config))
+    changed = differences(complete(saved), to_tree(config))
     changed = {key: pair for key, pair in changed.items() if not key.startswith(_MAY_CHANGE)}
     if changed:
         listed = "; ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mpisparse.comm import Communicator
+from mpisparse.metrics import add_in_order, gather_doubles
 from mpisparse.sampler import shard_range
 from mpisparse.training.data import Dataset
 from mpisparse.training.models import Loss
@@ -75,14 +76,13 @@ def _total(
     for start in range(mine.start, mine.stop, _BATCH):
         if stopped := bool(stops()):
             break
-        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop)))
+        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop), device="cpu"))
         outputs = model(inputs.double() if double and inputs.is_floating_point() else inputs)
         for name, value in loss.metrics(outputs, targets).items():
             sums[name] += value
     model.train(was_training)
     # A rank that was not asked to stop hears of it here, where all of them come together.
-    own = np.array([*(sums[name] for name in _SUMS), float(stopped)])
-    everyone = comm.allgather(own.view(np.int64)).view(np.float64)
+    everyone = gather_doubles(comm, np.array([*(sums[name] for name in _SUMS), float(stopped)]))
     if everyone[:, -1].any():
         raise CutShortError
     return dict(zip(_SUMS, everyone[:, :-1].sum(axis=0).tolist(), strict=True))
@@ -97,9 +97,10 @@ def averaged_buffers(comm: Communicator, model: nn.Module) -> Iterator[None]:
         return
     own = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
-        flat = buffer.detach().double().reshape(-1).numpy()
-        everyone = comm.allgather(flat.view(np.int64)).view(np.float64)
-        buffer.copy_(torch.from_numpy(everyone.mean(axis=0)).view(buffer.shape))
+        # By way of the host, whatever device it lies on: ranks then add up the same bits in the same order.
+        flat = buffer.detach().cpu().double().reshape(-1).numpy()
+        average = add_in_order(gather_doubles(comm, flat)) / comm.size
+        buffer.copy_(torch.from_numpy(average).view(buffer.shape))
     try:
         yield
     finally:

@@ -120,5 +120,5 @@ def _whole(data: Dataset) -> Any:
     """Return all samples in float64, of shape (samples, features), sparse where they are kept so."""
     if isinstance(data, SparseDataset):
         return data.inputs.astype(np.float64)
-    inputs, _ = data.batch(torch.arange(len(data)))
+    inputs, _ = data.batch(torch.arange(len(data), device="cpu"))
     return inputs.flatten(1).numpy().astype(np.float64)

@@ -13,6 +13,7 @@ from mpisparse.checkpoint import Norms, Residual, Saved, Tally
 from mpisparse.checkpoint.reshape import Blend, ExchangeBlend, begins_in, shares
 from mpisparse.comm import Communicator
 from mpisparse.errors import CheckpointError
+from mpisparse.words import counted
 
 #: What `Trainer.rank_state` holds.
 _KEYS = {"exchange", "random", "buffers"}
@@ -50,7 +51,7 @@ class Reshaper:
         """Return one line on what was done, with the norms. Collective with `comm`."""
         before, after = self.before.norms(comm), self.after.norms(comm)
         parts = [f"{name}: {describe_norms(before[name], after[name])}" for name in before]
-        return f"reshaped from {old_size} to {size} ranks ({self.residual}); " + (
+        return f"reshaped from {old_size} to {counted(size, 'rank')} ({self.residual}); " + (
             "; ".join(parts) or "no memory to keep"
         )
 

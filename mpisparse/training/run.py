@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from mpisparse.checkpoint import Checkpointer, Restored, claimed, list_checkpoints, step_of
-from mpisparse.comm import Communicator, agreed
+from mpisparse.checkpoint import Checkpointer, Restored, claimed, find_checkpoints, list_checkpoints, step_of
+from mpisparse.checkpoint.restore import restore
+from mpisparse.comm import Communicator, agreed, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
 from mpisparse.phases import Phases
 from mpisparse.runtime import Preemption, Surroundings, Watchdog
 from mpisparse.training.asynchronous import run_asynchronous
 from mpisparse.training.build import build_trainer
+from mpisparse.training.command import Command
 from mpisparse.training.config import RunConfig
 from mpisparse.training.console import ignore
 from mpisparse.training.course import Course, Result
@@ -38,7 +42,7 @@ def run_training(
     run_dir: Path | None = None,
     resume: str = "auto",
     allow_changes: bool = False,
-    command: str = "mpisparse train CONFIG.toml",
+    command: Command | None = None,
     kept: Kept | None = None,
     quiet: bool = False,
     preemption: Preemption | None = None,
@@ -50,17 +54,20 @@ def run_training(
         resume: "auto" goes on from the newest whole checkpoint in `run_dir` if there is one, "never" refuses to write
             over one, and a path goes on from that checkpoint.
         allow_changes: go on although the configuration changed.
-        command: how the run was started, to suggest the next one.
+        command: how the run was started, to say how it goes on, and to suggest the next one.
         kept: data and optima of runs before this one; a run that is alone makes its own.
         quiet: print nothing.
         preemption: what may want the run to end; nothing by default.
 
     Raises:
-        MpiSparseError: see `errors`; raised on all ranks alike.
+        MpiSparseError: see `errors`; raised on all ranks alike. Where a checkpoint is there to go on from, a note on
+            any error says by which command.
     """
     # Until the run directory is known, a hang is written down where the program was started.
     crash = (run_dir or Path()).absolute() / "crash"
     with Watchdog(comm, limit=config.training.watchdog, directory=crash) as watchdog:
+        if config.asynchronous is None:
+            from_root(comm, lambda: _check_resume(run_dir, resume))
         kept = kept or Kept()
         data, optimum = kept.data(comm, config.data), kept.optimum(comm, config)
         torch.manual_seed(config.seed)
@@ -71,15 +78,23 @@ def run_training(
             )
             return Result(*outcome)
         trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
-        directory = open_directory(comm, config, run_dir)
-        watchdog.directory = directory.absolute() / "crash"
-        with claimed(comm, directory) as check_claim:
+        with ExitStack() as held:
+            there = run_dir is not None and from_root(comm, lambda: os.path.isdir(run_dir))
+            if there:  # Nobody else may go on there from the checkpoint that is read next.
+                directory = open_directory(comm, config, run_dir)
+                check_claim = held.enter_context(claimed(comm, directory))
+                from_root(comm, lambda: _check_resume(run_dir, resume))
+            # Dropout must differ between ranks, and nothing before this may.
+            torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
+            resumed = _resume(comm, trainer, run_dir, resume, config, allow_changes)
+            if not there:
+                directory = open_directory(comm, config, run_dir)
+                check_claim = held.enter_context(claimed(comm, directory))
+                from_root(comm, lambda: _check_still_new(directory))
+            watchdog.directory = directory.absolute() / "crash"
             checkpointer = Checkpointer(
                 directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
             )
-            # Dropout must differ between ranks, and nothing before this may.
-            torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
-            resumed = _resume(comm, trainer, checkpointer, resume, config, allow_changes)
             with agreed(comm):
                 if comm.rank == 0:
                     describe_run(directory, config, surroundings)
@@ -87,7 +102,9 @@ def run_training(
                         describe_optimum(directory, optimum)
             preemption = preemption or Preemption()
             preemption.time_limit = config.training.time_limit
-            with failure_recorded(comm, directory), preemption.holding_interrupts(), checkpointer:
+            held.enter_context(failure_recorded(comm, directory))
+            held.enter_context(preemption.holding_interrupts())
+            with checkpointer, _saying_how_to_go_on(command, directory):
                 run = Course(
                     comm, config, directory, trainer, data.test, checkpointer, optimum, preemption, check_claim
                 )
@@ -97,34 +114,44 @@ def run_training(
             return result
 
 
+@contextmanager
+def _saying_how_to_go_on(command: Command | None, directory: Path) -> Iterator[None]:
+    """Return a context that notes on an error with which command the run goes on from its newest checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        if command is not None and (words := command.after_failure(directory)):
+            error.add_note(words)
+        raise
+
+
 def _resume(
     comm: Communicator,
     trainer: Trainer,
-    checkpointer: Checkpointer,
+    run_dir: Path | None,
     resume: str,
     config: RunConfig,
     allow_changes: bool,
 ) -> str:
     """Take up a checkpoint if there is one to take up, and return what to say of it. Collective.
 
+    Nothing is made on the disk, so that a run that cannot go on leaves nothing behind.
+
     Args:
+        run_dir: where the run is to write, which need not be there; None for a directory that is still to be made.
         config: what the checkpoint's configuration must agree with, unless changes are allowed.
     """
-    if resume == "never":
-        with agreed(comm):
-            if list_checkpoints(checkpointer.directory):
-                raise ConfigError(
-                    f"{checkpointer.directory} holds checkpoints, and --resume never does not write over them: "
-                    "use another --run-dir, or --resume auto to go on"
-                )
+    if resume == "never" or (resume == "auto" and run_dir is None):
         return ""
+    where = None if run_dir is None else run_dir.absolute() / "checkpoints"
     residual = config.checkpoint.reshape
     reshaper = None if residual == "refuse" else Reshaper(residual)
-    restored = checkpointer.restore("auto" if resume == "auto" else Path(resume), reshape=reshaper)
+    restored = restore(comm, where or Path(resume), "auto" if resume == "auto" else Path(resume), reshaper)
     if restored is None:
         return ""
     with agreed(comm):
-        _refuse_two_courses(checkpointer.directory, restored)
+        if where is not None:
+            _refuse_two_courses(where, restored)
         try:
             replicated, own = dict(restored.replicated), dict(restored.per_rank)
             if not allow_changes:
@@ -138,6 +165,28 @@ def _resume(
     if reshaper is not None and restored.ranks != comm.size:
         lines.append(reshaper.describe(restored.ranks, comm.size, comm))
     return "\n".join([*lines, *(f"skipped: {reason}" for reason in restored.skipped)])
+
+
+def _check_resume(run_dir: Path | None, resume: str) -> None:
+    """Raise what is wrong with --resume, as far as can be told before anything is read or made. For rank 0 alone."""
+    where = None if run_dir is None else run_dir.absolute() / "checkpoints"
+    if resume == "never":
+        if where is not None and list_checkpoints(where):
+            raise ConfigError(
+                f"{where} holds checkpoints, and --resume never does not write over them: "
+                "use another --run-dir, or --resume auto to go on"
+            )
+    elif resume != "auto":
+        find_checkpoints(resume)
+
+
+def _check_still_new(directory: Path) -> None:
+    """Raise ConfigError where another run has been made since this one saw that there was none. For rank 0 alone."""
+    if list_checkpoints(directory / "checkpoints"):
+        raise ConfigError(
+            f"another run was made in {directory} while this one began: start this one again to go on from it, or use "
+            "another --run-dir"
+        )
 
 
 def _refuse_two_courses(directory: Path, restored: Restored) -> None:

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
+#: Characters of a wrong word that are looked at and shown.
+_LONGEST = 80
+
 
 class Section(BaseModel):
     """A frozen table whose keys are all known; wrong types are errors, an int where a float is due is none."""
@@ -29,9 +32,30 @@ class Section(BaseModel):
 def unknown_key(key: str, valid: Iterable[str]) -> str:
     """Return what to say of a key that does not exist: the nearest one that does, and all of them."""
     names = sorted(valid)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown key {key!r}.{guess} Valid keys: {', '.join(names) or 'none'}"
+    return f"unknown key {_short(key)}.{did_you_mean(key, names)} Valid keys: {', '.join(names) or 'none'}"
+
+
+def unknown_name(noun: str, name: str, valid: Iterable[str]) -> str:
+    """Return what to say of a name that does not exist: the nearest one that does, and all of them."""
+    names = sorted(valid)
+    return f"no {noun} {_short(name)}.{did_you_mean(name, names)} Valid names: {', '.join(names)}"
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """Return " Did you mean X?", X the nearest of some words, capitals and hyphens aside; nothing if none is."""
+    plain: dict[str, str] = {}
+    for name in valid:
+        plain.setdefault(_plain(name), name)
+    near = difflib.get_close_matches(_plain(word)[:_LONGEST], plain, n=1, cutoff=0.5)
+    return f" Did you mean {plain[near[0]]!r}?" if near else ""
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[-_ .]", "", word).lower()
+
+
+def _short(word: str) -> str:
+    return repr(word if len(word) <= _LONGEST else f"{word[:_LONGEST]}...")
 
 
 @dataclass(frozen=True, slots=True)

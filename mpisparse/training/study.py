@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,12 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from mpisparse.errors import ConfigError
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import apply_settings, explain, parse_config
+from mpisparse.training.configfile import KEYS, apply_settings, load_toml, parse_config
+from mpisparse.training.explain import explain
 from mpisparse.training.section import Section
 
+#: Runs of a study at most: each is checked before the first is made.
+_RUNS = 10_000
 #: Characters of a run's directory at most, without its number.
 _SLUG = 80
 
@@ -117,6 +120,8 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
         _refuse_axis(key, axes, f"{path}: reduced.set")
         _put(tree, key, value, path)
     for setting in settings:
+        if "=" not in setting:
+            continue  # what is wrong with it is said where it is applied
         _refuse_axis(setting.partition("=")[0].strip(), axes, f"--set {setting!r}")
     combinations = _combinations(axes, path)
     varies = {key for key in combinations[0] if any(chosen[key] != combinations[0][key] for chosen in combinations)}
@@ -126,16 +131,13 @@ def read_study(path: Path, *, reduced: bool = False, settings: Iterable[str] = (
 
 
 def _read(path: Path) -> tuple[str, StudyFile]:
+    text, tree = load_toml(path, "a study")
     try:
-        text = path.read_text(encoding="utf-8")
-        return text, StudyFile.model_validate(tomllib.loads(text))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}. Give the path of a study") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML file: {error}") from error
+        if "base" not in tree and tree.keys() >= {"data", "model", "training"}:
+            raise ConfigError(f"{path} is the configuration of one run: train it by `mpisparse train {path}`")
+        return text, StudyFile.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(explain(problem) for problem in error.errors())
-        raise ConfigError(f"{path} is no study: {problems}") from None
+        raise ConfigError(f"{path} is no study: {explain(error)}") from None
 
 
 def _axes(file: StudyFile, varied: Variation, path: Path) -> dict[str, list[Any]]:
@@ -181,6 +183,12 @@ def _combinations(axes: Mapping[str, list[Any]], path: Path) -> list[dict[str, A
     for key, values in axes.items():
         if not values:
             raise ConfigError(f"{path}: axis {key!r} has no values: give one or more, or leave it out")
+    runs = math.prod(len(values) for values in axes.values())
+    if runs > _RUNS:
+        each = " x ".join(str(len(values)) for values in axes.values())
+        raise ConfigError(
+            f"{path}: its axes make {each} = {runs} runs, and a study has at most {_RUNS}: give fewer values"
+        )
     choices = [[_together(axis, value, path) for value in values] for axis, values in axes.items()]
     return [dict(pair for part in parts for pair in part.items()) for parts in itertools.product(*choices)]
 
@@ -212,6 +220,8 @@ def _directory(index: int, settings: dict[str, Any]) -> str:
 
 def _put(tree: dict[str, Any], key: str, value: Any, path: Path) -> None:
     *sections, last = key.split(".")
+    if len(sections) >= KEYS:
+        raise ConfigError(f"{path}: {key:.40}... names {len(sections)} sections, where no configuration has as many")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):

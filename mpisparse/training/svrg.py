@@ -97,7 +97,7 @@ class SVRG:
         with self._at_reference():
             there = torch.autograd.grad(self._loss(self._model(inputs), targets), self._parameters)
         constants = list(there)
-        total = torch.zeros(())
+        total = self._parameters[0].new_zeros(())
         for number, parameter in enumerate(self._parameters):
             constant = self._full[number] - constants[number] if self.form == "whole" else -constants[number]
             total = total + (constant * parameter).sum()
@@ -138,7 +138,7 @@ class SVRG:
         sums = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in self._parameters]
         mine = shard_range(len(self._data), self._comm.rank, self._comm.size)
         for start in range(mine.start, mine.stop, _BATCH):
-            indices = torch.arange(start, min(start + _BATCH, mine.stop))
+            indices = torch.arange(start, min(start + _BATCH, mine.stop), device="cpu")
             inputs, targets = self._data.batch(indices)
             gradients = torch.autograd.grad(self._loss(self._model(inputs), targets), self._parameters)
             for total, gradient in zip(sums, gradients, strict=True):

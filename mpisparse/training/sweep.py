@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ from mpisparse.training.course import Result
 from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
-from mpisparse.training.sweepfiles import Failure, claim, forget_failure, look_up, table, write_failure
+from mpisparse.training.sweepfiles import Failure, chosen_runs, claim, forget_failure, look_up, table, write_failure
+from mpisparse.words import counted
 
 #: What a person has to put right, and what would meet the next run as well.
 _ENDING = (ConfigError, DataError, LaunchError)
@@ -55,6 +55,7 @@ def run_sweep(
     only: range | None = None,
     retry: bool = False,
     preemption: Preemption | None = None,
+    command: str = "",
 ) -> Tally:
     """Return how the runs of `study` ended, having made those that were not finished. Collective.
 
@@ -66,12 +67,13 @@ def run_sweep(
         only: indices of the runs to make; all by default.
         retry: make again what failed before.
         preemption: what may want the sweep to end; nothing by default.
+        command: what goes on with the sweep when it was stopped; nothing is said of it by default.
 
     Raises:
         ConfigError: `directory` belongs to another study, or `only` names no run.
         MpiSparseError: what a run raises on some ranks, or for want of configuration, data or launch.
     """
-    chosen = _chosen(study, only)
+    chosen = chosen_runs(study, only)
     require_same(comm, "the studies", table(study).splitlines())
     from_root(comm, lambda: claim(directory, study))
     states = from_root(comm, lambda: [look_up(directory / run.directory, run.config) for run in chosen])
@@ -79,16 +81,20 @@ def run_sweep(
     due = [run for run, state in zip(chosen, states, strict=True) if state is None or (state and retry)]
     tally, kept = Tally(before=sum(state == {} for state in states)), Kept()
     tally.failed |= {} if retry else failures
+    following = f"; go on with: {command}" if command else ""
     with SweepConsole(comm.rank, len(due)) as console:
         console.say(_opening(study, directory, len(chosen), tally, len(due)))
         for run in due:
             begin = perf_counter()
-            found = _make(comm, surroundings, run, directory / run.directory, kept, preemption)
+            try:
+                found = _make(comm, surroundings, run, directory / run.directory, kept, preemption)
+            except BaseException as error:
+                if command:
+                    error.add_note(f"what is finished is kept; go on with: {command}")
+                raise
             if isinstance(found, Result):
                 tally.stopped, tally.stopped_code = found.stopped, found.exit_code
-                console.say(
-                    f"stopped in {run.directory} ({found.stopped}): its state is saved, the same command goes on"
-                )
+                console.say(f"stopped in {run.directory} ({found.stopped}): its state is saved{following}")
                 return tally
             if isinstance(found, Failure):
                 tally.failed[run.directory] = found
@@ -132,18 +138,8 @@ def _make(
     return found
 
 
-def _chosen(study: Study, only: range | None) -> Sequence[Planned]:
-    if only is None:
-        return study.runs
-    if not only or only.start < 0 or only.stop > len(study.runs):
-        raise ConfigError(
-            f"runs {only.start} to {only.stop - 1} were asked for, and {study.name} has 0 to {len(study.runs) - 1}"
-        )
-    return study.runs[only.start : only.stop]
-
-
 def _opening(study: Study, directory: Path, chosen: int, tally: Tally, due: int) -> str:
     version = " (reduced version)" if study.reduced else ""
     failed = f", {len(tally.failed)} failed before: --retry makes them again" if tally.failed else ""
     finished = f", {tally.before} finished before" if tally.before else ""
-    return f"{study.name}{version}: {due} of {chosen} runs to make in {directory}{finished}{failed}"
+    return f"{study.name}{version}: {due} of {counted(chosen, 'run')} to make in {directory}{finished}{failed}"

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from platform import node
 from typing import Any
 
 from mpisparse import errors
 from mpisparse.errors import ConfigError, MpiSparseError
-from mpisparse.runtime.runlog import last_line, replace_file
+from mpisparse.files import parse_json, parse_toml, read_text, write_text
+from mpisparse.runtime.runlog import last_line, writes
 from mpisparse.training.config import RunConfig
-from mpisparse.training.configfile import to_toml
-from mpisparse.training.study import Study
+from mpisparse.training.configfile import complete, to_toml, to_tree
+from mpisparse.training.study import Planned, Study
 
 _FAILED = "failed.json"
 
@@ -40,8 +40,10 @@ class Failure:
     @property
     def exit_code(self) -> int:
         """Return the exit code that the exception stands for."""
-        kind: type[MpiSparseError] = getattr(errors, self.error, MpiSparseError)
-        return kind.exit_code
+        kind = getattr(errors, self.error, None)
+        return (
+            kind.exit_code if isinstance(kind, type) and issubclass(kind, MpiSparseError) else MpiSparseError.exit_code
+        )
 
     @property
     def text(self) -> str:
@@ -49,9 +51,35 @@ class Failure:
         return f"{self.error}{'' if self.step is None else f' at step {self.step}'}"
 
 
+def read_failure(text: str) -> Failure:
+    """Return what a failed.json says, or raise ValueError."""
+    fields = parse_json(text)
+    if not isinstance(fields, dict) or set(fields) != {"error", "message", "step"}:
+        raise ValueError(f"{_FAILED} does not say how a run failed")
+    if not isinstance(fields["error"], str) or not isinstance(fields["message"], str):
+        raise ValueError(f"{_FAILED} does not say how a run failed")
+    return Failure(**fields)
+
+
+def chosen_runs(study: Study, only: range | None) -> Sequence[Planned]:
+    """Return the runs of a study with the indices `only`, all by default.
+
+    Raises:
+        ConfigError: it names a run that is not there, or none.
+    """
+    if only is None:
+        return study.runs
+    if not only or only.start < 0 or only.stop > len(study.runs):
+        raise ConfigError(
+            f"--only {only.start}:{only.stop} names no runs of {study.name}: give the first and one more than the "
+            f"last, between 0:1 and 0:{len(study.runs)}"
+        )
+    return study.runs[only.start : only.stop]
+
+
 def listing(study: Study, only: range | None = None) -> list[dict[str, Any]]:
     """Return the runs of a study as data: index, directory and settings of each."""
-    runs = study.runs if only is None else [run for run in study.runs if run.index in only]
+    runs = chosen_runs(study, only)
     return [{"index": run.index, "directory": run.directory, "settings": run.settings} for run in runs]
 
 
@@ -92,12 +120,13 @@ def look_up(path: Path, config: RunConfig) -> dict[str, Any] | None:
     try:
         failure = _read(path / _FAILED)
         if failure is not None:
-            return asdict(Failure(**json.loads(failure)))
-        if _read(path / "config.toml") != to_toml(config):
+            return asdict(read_failure(failure))
+        text = _read(path / "config.toml")
+        if text is None or (text != to_toml(config) and complete(parse_toml(text)) != to_tree(config)):
             return None
         last = last_line(path / "metrics.jsonl")
-        return {} if last and json.loads(last).get("kind") == "end" else None
-    except (OSError, ValueError, TypeError) as error:
+        return {} if last and parse_json(last, constants=True).get("kind") == "end" else None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}. Remove it to have its run made again") from error
 
 
@@ -108,21 +137,23 @@ def write_failure(path: Path, error: MpiSparseError, *, at_a_step: bool) -> dict
         at_a_step: whether it was the step after the last one of the log that failed.
     """
     last = last_line(path / "metrics.jsonl")
-    step = (json.loads(last)["step"] if last else 0) + 1
+    step = (parse_json(last, constants=True)["step"] if last else 0) + 1
     failure = asdict(Failure(type(error).__name__, str(error), step if at_a_step else None))
-    path.mkdir(parents=True, exist_ok=True)
-    replace_file(path / _FAILED, lambda file: file.write(json.dumps(failure, indent=2) + "\n"))
+    with writes(path / _FAILED):
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / _FAILED, json.dumps(failure, indent=2) + "\n")
     return failure
 
 
 def forget_failure(path: Path) -> None:
     """Remove failed.json, if it is there: the run is made again."""
-    (path / _FAILED).unlink(missing_ok=True)
+    with writes(path / _FAILED):
+        (path / _FAILED).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError:
         return None
 
@@ -131,9 +162,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file, which other jobs of the same sweep may be writing, too, unless it says this already."""
     if _read(path) == text:
         return
-    temporary = path.with_name(f".{path.name}.{node()}-{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _other_study(directory: Path, known: str, ours: str) -> str:

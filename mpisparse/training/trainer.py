@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from mpisparse.errors import CheckpointError
@@ -68,9 +67,6 @@ class Trainer:
         skipped_before = self.optimizer.skipped
         self.optimizer.synchronize(samples=samples)
         self._add_unsent()
-        if self.options.clip_norm:
-            with self.phases("apply"):
-                clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         self.steps_done += 1

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mpisparse.errors import WireError
 from mpisparse.kernels import bits, blocks, gaps, words
 from mpisparse.sparse import Indices, index_dtype
+from mpisparse.words import counted
 
 Bytes = NDArray[np.uint8]
 IndexCoding = Literal["auto", "raw", "rice", "blocks", "bitmap"]
@@ -99,7 +100,7 @@ def check(indices: Indices, numel: int) -> None:
     if words.rises(indices, np.uint64(numel)):
         return
     if int(indices[-1]) >= numel:
-        raise WireError(f"index {int(indices[-1])} does not lie in a vector of {numel} entries")
+        raise WireError(f"index {int(indices[-1])} does not lie in a vector of {counted(numel, 'entry', 'entries')}")
     place = int(np.flatnonzero(indices[1:] <= indices[:-1])[0])
     raise WireError(f"indices do not rise: {int(indices[place])} is followed by {int(indices[place + 1])}")
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mpisparse.arguments import is_number, is_one_of, short
 from mpisparse.errors import ConfigError, WireError
 from mpisparse.sparse import Grid, Indices, SparseVector, index_dtype
 from mpisparse.wire import header as headers
@@ -45,12 +46,14 @@ class Wire:
     gigabits: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.values not in get_args(ValueCoding):
-            raise ConfigError(f"wire values {self.values!r} do not exist: use {', '.join(get_args(ValueCoding))}")
-        if self.indices not in get_args(IndexCoding):
-            raise ConfigError(f"wire indices {self.indices!r} do not exist: use {', '.join(get_args(IndexCoding))}")
-        if not 0 < self.gigabits < float("inf"):
-            raise ConfigError(f"wire gigabits {self.gigabits!r} is no speed: give Gbit/s, above 0")
+        if not is_one_of(self.values, get_args(ValueCoding)):
+            raise ConfigError(f"wire values {short(self.values)} do not exist: use {', '.join(get_args(ValueCoding))}")
+        if not is_one_of(self.indices, get_args(IndexCoding)):
+            raise ConfigError(
+                f"wire indices {short(self.indices)} do not exist: use {', '.join(get_args(IndexCoding))}"
+            )
+        if not is_number(self.gigabits) or not 0 < self.gigabits < float("inf"):
+            raise ConfigError(f"wire gigabits {short(self.gigabits)} is no speed: give Gbit/s, above 0")
 
     @property
     def exact(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -83,7 +84,9 @@ def test_a_signal_to_a_rank_saves_once_and_the_same_command_goes_on_bit_for_bit(
     assert read_lines(tmp_path / "out" / "metrics.jsonl")[-1]["kind"] == "stopped"
     assert end_of(tmp_path / "out") == ("stopped", 75, 12, "rank 1: SIGUSR1; rank 2: SIGTERM")
     assert "test accuracy" not in outcome.stdout
-    again = train(tmp_path, "out")
+    # What is printed goes on when it is pasted into a shell.
+    (following,) = re.findall(r"stopped after .*; go on with: (.*)", outcome.stderr)
+    again = run(["sh", "-c", following], timeout=200, cwd=tmp_path)
     assert again.code == 0, again.text
     assert "resumed from" in again.stderr
     assert end_of(tmp_path / "out") == ("finished", 0, 24, "")
@@ -160,7 +163,7 @@ def test_a_sweep_stops_in_a_run_and_goes_on_with_it(tmp_path: Path) -> None:
     sweep = [find_mpirun(), "-n", "2", "mpisparse", "sweep", "study.toml", "--run-dir", "out"]
     outcome = run(sweep, timeout=200, cwd=tmp_path, env={"MPISPARSE_FAULTS": "usr1:rank=1,step=5"})
     assert outcome.code == 75, outcome.text
-    assert "stopped in 000-" in outcome.stderr, outcome.text
-    again = run(sweep, timeout=200, cwd=tmp_path)
+    (following,) = re.findall(r"stopped in 000-.*; go on with: (.*)", outcome.stderr)
+    again = run(["sh", "-c", following], timeout=200, cwd=tmp_path)
     assert again.code == 0, again.text
     assert [read_lines(path)[-1]["kind"] for path in sorted(tmp_path.glob("out/*/metrics.jsonl"))] == ["end"] * 2

@@ -21,13 +21,17 @@ import mpisparse as ms
 from mpisparse.comm import Communicator, gather_json
 from mpisparse.overlap import Overlap
 from mpisparse.sparsifiers import Sparsifier
+from tests.growth import heap, resident
+
+#: How often the process is looked at.
+LOOKS = 60
 
 #: Seconds that a rank dawdles at most, in one step of fifty.
 DELAY = 0.003
 
 
 def main(steps: int, output: Path) -> None:
-    """Train the optimizers in turn, save twenty times, and look at the process ten times."""
+    """Train the optimizers in turn, save twenty times, and look at the process sixty times, not where it has saved."""
     comm = ms.init(banner=False, watchdog=60, crash_directory=output.with_suffix(".crash"))
     rules: list[tuple[Sparsifier, Overlap]] = [
         (ms.TopK(density=0.1), "off"),
@@ -37,7 +41,7 @@ def main(steps: int, output: Path) -> None:
     programs = [build(comm, rule, overlap) for rule, overlap in rules]
     checkpointer = ms.Checkpointer(output.with_suffix(".checkpoints"), keep=2, comm=comm)
     dawdle = random.Random(comm.rank)
-    seen = []
+    seen: list[dict[str, int]] = []
     for step in range(steps):
         if dawdle.random() < 0.02:
             time.sleep(dawdle.uniform(0, DELAY))
@@ -48,7 +52,7 @@ def main(steps: int, output: Path) -> None:
         if (step + 1) % (steps // 20) == 0:
             own = [optimizer.exchange.state_dict() for _, optimizer in programs]
             checkpointer.save(step + 1, [model.state_dict() for model, _ in programs], own)
-        if (step + 1) % (steps // 10) == 0:
+        if (step + 1) % (steps // LOOKS) == steps // LOOKS // 2 and len(seen) < LOOKS:
             seen.append(footprint(comm))
     for model, optimizer in programs:
         assert ms.check_replicas(model, comm, optimizer=optimizer) is None
@@ -72,11 +76,11 @@ def build(
 
 
 def footprint(comm: Communicator) -> dict[str, int]:
-    """Return what this process holds: bytes of memory, open files, threads, and calls that have not ended."""
+    """Return what this process holds: bytes allocated and bytes of memory, open files, threads, calls not ended."""
     recorder = comm.lane.recorder
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
-        "memory": pages * os.sysconf("SC_PAGE_SIZE"),
+        "heap": heap() or 0,
+        "memory": resident(),
         "files": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "open": sum(call.ended == 0 for call in recorder.calls()),

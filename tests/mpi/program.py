@@ -12,9 +12,7 @@ import traceback
 from pathlib import Path
 
 import mpisparse as ms
-from tests import laws, laws_convex, laws_overlap, laws_window
-
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+from tests.laws_all import LAWS
 
 #: A law that one rank never finishes ends the job with the stacks of all ranks.
 _LIMIT = 60

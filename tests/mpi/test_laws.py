@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import laws, laws_convex, laws_overlap, laws_window
 from tests.launch import mpirun
-
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+from tests.laws_all import LAWS
 
 
 @pytest.fixture(scope="session")

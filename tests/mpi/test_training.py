@@ -14,6 +14,7 @@ import torch
 
 from mpisparse.checkpoint import verify
 from mpisparse.phases import NAMES
+from mpisparse.words import counted
 from tests.launch import Outcome, environment, find_mpirun, kill_tree, mpirun, run
 from tests.paths import CHECKOUT
 from tests.rundirs import assert_same_end, read_lines, states
@@ -156,7 +157,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(config: Path, before: int, a
     assert outcome.code == 0, outcome.text
     outcome = train(config, *options, size=after)
     assert outcome.code == 0, outcome.text
-    assert f"reshaped from {before} to {after} ranks (redistribute); " in outcome.stderr, outcome.text
+    assert f"reshaped from {before} to {counted(after, 'rank')} (redistribute); " in outcome.stderr, outcome.text
     norms = re.findall(r"norm (\S+) before and (\S+) after in the mean over ranks", outcome.stderr)
     assert len(norms) == {"topk": 1, "momentum": 2, "gspar": 0}[rule], outcome.text
     for earlier, later in norms:

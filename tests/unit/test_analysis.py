@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from analysis.__main__ import cli
 from analysis.load import load_run
 from analysis.table import rows_of, to_markdown
 from tests.paths import CHECKOUT
@@ -68,3 +70,49 @@ def test_the_analysis_never_imports_the_training_code() -> None:
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(module.split(".")[0] in ("mpisparse", "mpi4py", "torch") for module in modules), path
+
+
+def test_the_table_walks_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "deeper").mkdir(parents=True)
+    for seed in range(2):
+        write_run(tmp_path / "sweep" / "deeper" / str(seed), seed=seed)
+    write_run(tmp_path / "alone", density=0.1)
+    (tmp_path / "notes.txt").write_text("no run")
+    (tmp_path / "empty").mkdir()
+    begun = write_run(tmp_path / "begun")
+    lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text("".join(lines[:-1]))
+    torn = write_run(tmp_path / "torn", density=0.2)
+    with (torn / "metrics.jsonl").open("a") as file:
+        file.write('{"schema":1,"kind":"st')
+    (write_run(tmp_path / "broken") / "environment.json").write_text("{")
+    (write_run(tmp_path / "strange") / "metrics.jsonl").write_text('{"schema": 1}\n')
+    outcome = CliRunner().invoke(cli, ["table", *map(str, sorted(tmp_path.iterdir()))])
+    assert outcome.exit_code == 0, outcome.output
+    assert [line.split("|")[1:4] for line in outcome.stdout.splitlines()[2:]] == [
+        [" try, topk density 0.1 ", " 2 ", " 1 "],
+        [" try, topk density 0.01 ", " 2 ", " 2 "],
+        [" try, topk density 0.2 ", " 2 ", " 1 "],
+    ]
+    assert sorted(line.removeprefix("analysis: left out: ")[:60] for line in outcome.stderr.splitlines()) == sorted(
+        line[:60]
+        for line in (
+            f"{tmp_path}/notes.txt is no run directory",
+            f"{tmp_path}/empty holds no run",
+            f"{tmp_path}/begun has no evaluation",
+            f"{tmp_path}/torn/metrics.jsonl: the last line is torn and left out; the run may still be going on",
+            f"{tmp_path}/broken is no run directory that can be read: ",
+            f"{tmp_path}/strange cannot be read: KeyError('kind')",
+        )
+    )
+    assert outcome.stdout == CliRunner().invoke(cli, ["table", str(tmp_path), str(tmp_path / "alone")]).stdout
+
+
+@pytest.mark.parametrize("path", ["absent", "empty", "file"])
+def test_a_table_of_nothing_is_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    outcome = CliRunner().invoke(cli, ["table", str(tmp_path / path)])
+    assert outcome.exit_code == 78
+    assert str(tmp_path / path) in outcome.stderr
+    assert len(outcome.stderr.splitlines()) == 1

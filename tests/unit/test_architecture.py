@@ -13,16 +13,17 @@ PACKAGE = CHECKOUT / "mpisparse"
 
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
-    "errors", "faults", "phases", "random", "sparse", "sampler", "kernels", "sparsifiers", "memory", "wire", "comm",
-    "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence",
-    "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "version", "errors", "files", "words", "terminal", "arguments", "names", "faults", "phases", "random",
+    "sparse", "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "metrics",
+    "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas",
+    "divergence", "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
 #: Rooms of the analysis, likewise.
 ANALYSIS_ORDER = [
-    "load", "find", "table", "method", "markdown", "web", "columns", "waiting", "brief", "many", "bootstrap", "drawing",
-    "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
+    "files", "terminal", "load", "find", "method", "markdown", "table", "web", "columns", "waiting", "brief", "many",
+    "bootstrap", "drawing", "study", "model", "scaling", "export", "report", "compare", "tail", "paper", "__main__",
 ]  # fmt: skip
 
 
@@ -96,6 +97,26 @@ def test_raw_collectives_are_called_in_one_file() -> None:
         if path != PACKAGE / "comm" / "mpi.py":
             raw = {"Allgatherv", "Allgather", "Alltoallv", "Allreduce", "Bcast", "Iallgather", "Iallgatherv"}
             assert not calls & raw, path
+
+
+#: Where text may go to a terminal without `say` or a `Screen`: these themselves, and a rank that dies, which escape it.
+DOORS = {"mpisparse/terminal.py", "mpisparse/comm/abort.py", "mpisparse/comm/limit.py", "analysis/terminal.py"}
+
+
+def test_text_reaches_terminals_through_one_door() -> None:
+    """What prints in another way would follow the markup and escapes in names; JSON alone has escaped them itself."""
+    for path in [*FILES, *(CHECKOUT / "analysis").rglob("*.py"), *(CHECKOUT / "jobs").rglob("*.py")]:
+        if str(path.relative_to(CHECKOUT)) in DOORS:
+            continue
+        raw = {"print", "sys.stdout.write", "sys.stderr.write"}
+        raw |= {"Console"} if "rich.console.Console" in imports(path) else set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            assert called not in raw, path
+            if called == "click.echo":
+                assert ast.unparse(node.args[0]).startswith(("json.dumps", "text")), path
 
 
 def test_importing_the_package_does_not_start_mpi() -> None:
@@ -180,6 +201,9 @@ def test_jobs_read_studies_and_import_no_more() -> None:
     """It runs on login nodes, where no MPI may be started."""
     allowed = {
         "mpisparse.errors",
+        "mpisparse.files",
+        "mpisparse.terminal",
+        "mpisparse.words",
         "mpisparse.runtime.runlog",
         "mpisparse.training.section",
         "mpisparse.training.study",

@@ -224,7 +224,14 @@ def test_a_run_directory_says_what_happened(tmp_path: Path) -> None:
     run_ranks(size, lambda comm: train(comm, directory))
     lines = read(directory / "metrics.jsonl")
     assert {line["schema"] for line in lines} == {1}
-    assert lines[0] == {"schema": 1, "kind": "start", "step": 0, "ranks": size, "steps": 4500}
+    assert lines[0] == {
+        "schema": 1,
+        "kind": "start",
+        "step": 0,
+        "ranks": size,
+        "steps": 4500,
+        "mpisparse": ms.__version__,
+    }
     evaluations, end = lines[1:-1], lines[-1]
     assert {line["kind"] for line in evaluations} == {"evaluation"}
     assert 2 <= len(evaluations) <= 12

@@ -21,13 +21,14 @@ from mpisparse.bench.footprint import peak_during, resident
 from mpisparse.bench.report import Report, processor
 from mpisparse.bench.runs import BUILT_IN, dense_of, read_run
 from mpisparse.bench.statistics import fit_line, median_ratio, summarise
-from mpisparse.bench.text import count_text, density_text, digits, entries_text
+from mpisparse.bench.text import density_text, digits, entries_text
 from mpisparse.bench.timing import FEWEST, Contender, interleave
 from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.errors import ConfigError
 from mpisparse.runtime import Surroundings
 from mpisparse.training.configfile import read_config, to_tree
 from mpisparse.training.console import bytes_text
+from mpisparse.words import counted
 from tests.paths import CHECKOUT
 
 # Statistics ---------------------------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def test_runs_are_measured_at_their_target_and_against_their_dense_baseline() ->
         ([bytes_text(x) for x in (8, 8048, 40e6, 2.5e9)], ["8 B", "8.05 kB", "40 MB", "2.5 GB"]),
         ([entries_text(x) for x in (512, 64_000, 10_000_000)], ["512", "64.0 k", "10.0 M"]),
         ([density_text(x) for x in (0.0312, 0.00049, 0.5)], ["3.1 %", "0.049 %", "50 %"]),
-        ([count_text(1, "rank"), count_text(2, "rank")], ["1 rank", "2 ranks"]),
+        ([counted(1, "rank"), counted(2, "rank")], ["1 rank", "2 ranks"]),
     ],
 )
 def test_numbers_have_three_digits(found: list[str], expected: list[str]) -> None:

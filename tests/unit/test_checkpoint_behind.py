@@ -88,6 +88,7 @@ def test_what_was_started_is_restored_although_the_state_changed_at_once(size: i
     assert_no_threads()
 
 
+@pytest.mark.usefixtures("one_save")
 @pytest.mark.parametrize("size", SIZES)
 def test_both_ways_of_saving_write_the_same_bytes(size: int, tmp_path: Path) -> None:
     def rank(comm: Communicator) -> None:

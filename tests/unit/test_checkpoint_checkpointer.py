@@ -26,9 +26,11 @@ from mpisparse.checkpoint import (
     list_checkpoints,
     verify,
 )
+from mpisparse.checkpoint.manifest import VERSION
 from mpisparse.comm.base import Communicator
 from mpisparse.comm.local import run_ranks
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError, RankMismatchError
+from mpisparse.words import counted
 
 SIZES = [1, 2, 3]
 
@@ -230,7 +232,7 @@ def plant(path: Path) -> None:
     folder = path.parent
     manifest = json.loads((folder / "manifest.json").read_bytes())
     entries = tuple(FileEntry.of(folder / entry["name"]) for entry in manifest["files"])
-    content = Manifest(manifest["step"], manifest["ranks"], entries).to_bytes()
+    content = Manifest(manifest["step"], manifest["ranks"], entries, VERSION, save=manifest["save"]).to_bytes()
     (folder / "manifest.json").write_bytes(content)
 
 
@@ -318,4 +320,5 @@ def test_another_number_of_ranks_is_refused_with_the_way_out(saved: int, running
     save_all(saved, tmp_path, 2)
     for which in ("auto", tmp_path / "step-00000002", tmp_path):
         message = together(running, partial(restore, directory=tmp_path, which=which))
-        assert f"was saved with {saved} ranks, but {running} are running: run with {saved} ranks" in message
+        ranks, verb = counted(saved, "rank"), "is" if running == 1 else "are"
+        assert f"was saved with {ranks}, but {running} {verb} running: run with {ranks}" in message

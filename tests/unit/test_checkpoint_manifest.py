@@ -116,8 +116,8 @@ def test_a_manifest_with_an_impossible_file_is_refused(change: dict[str, Any]) -
 
 
 def test_a_newer_format_is_told_from_damage() -> None:
-    body = json.loads(manifest_of(1).to_bytes()) | {"version": 4, "compression": "zstd"}
-    with pytest.raises(CheckpointError, match=r"of format version 4, and this mpisparse reads 1 to 3: use the release"):
+    body = json.loads(manifest_of(1).to_bytes()) | {"version": 5, "compression": "zstd"}
+    with pytest.raises(CheckpointError, match=r"of format version 5, and this mpisparse reads 1 to 4: use the release"):
         Manifest.from_bytes(sealed(body))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import lzma
 import os
 import pickle
 import struct
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -19,7 +21,7 @@ from PIL import Image
 
 from mpisparse.errors import ConfigError, DataError
 from mpisparse.training.data import TensorDataset, cifar10
-from mpisparse.training.data.formats import jpeg_hdf5, pickled, records
+from mpisparse.training.data.formats import archive, jpeg_hdf5, pickled, records
 from tests.paths import find_data
 
 GENERATOR = np.random.default_rng(0)
@@ -115,8 +117,10 @@ def test_a_file_of_too_many_records_is_refused_before_it_is_read_whole(
 
 def test_nothing_to_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(DataError, match=r"holds no CIFAR-10: give an \.h5 file"):
+        with pytest.raises(DataError, match=r"holds no CIFAR-10: give an \.h5 file") as caught:
             cifar10.load(path)
+        assert "https://www.cs.toronto.edu/~kriz/cifar.html" in str(caught.value)
+        assert f"Looked for {path}" in str(caught.value)
     with pytest.raises(ConfigError, match="test_limit -1"):
         cifar10.load(tmp_path, test_limit=-1)
 
@@ -180,11 +184,177 @@ def test_batches_as_python_2_wrote_them(tmp_path: Path) -> None:
 
 def test_an_array_in_column_order_is_the_same_array(tmp_path: Path) -> None:
     path = tmp_path / "data_batch_1"
-    path.write_bytes(pickle.dumps(batch(0, 3) | {b"data": np.asfortranarray(PIXELS[:3].reshape(-1, 3072))}, protocol=2))
-    with pytest.raises(DataError, match=r"_codecs\.encode"):
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        data = np.asfortranarray(PIXELS[:3].reshape(-1, 3072))
+        path.write_bytes(pickle.dumps(batch(0, 3) | {b"data": data}, protocol=protocol))
+        assert np.array_equal(pickled.read(path).pixels, PIXELS[:3])
+
+
+def as_numpy_1(content: bytes) -> bytes:
+    """Return a pickle of a text protocol as numpy 1 writes it."""
+    return content.replace(b"numpy._core", b"numpy.core")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [4, 5, 6],
+        np.array([4, 5, 6]),
+        np.array([4, 5, 6], np.uint8),
+        np.array([4, 5, 6], ">i4"),
+        [np.int64(4), np.uint8(5), np.array([6], ">i2")[0]],
+    ],
+    ids=["list", "int64", "uint8", "big-endian", "scalars"],
+)
+@pytest.mark.parametrize("text", [False, True])
+def test_batches_that_were_pickled_anew(tmp_path: Path, protocol: int, labels: object, text: bool) -> None:
+    made = {"batch_label": "", "labels": labels, "data": PIXELS[4:7].reshape(-1, 3072), "filenames": ["a.png"] * 3}
+    path = tmp_path / "data_batch_1"
+    content = pickle.dumps(made if text else {key.encode(): value for key, value in made.items()}, protocol=protocol)
+    for written in (content, as_numpy_1(content)) if protocol < 4 else (content,):
+        path.write_bytes(written)
+        images = pickled.read(path)
+        assert np.array_equal(images.pixels, PIXELS[4:7])
+        assert images.labels.tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        # What stands for a function is called, and nothing of it can be set.
+        (b"\x80\x02c_codecs\nencode\n}(X\x08\0\0\0functionX\x01\0\0\0xub.", "it changes a function"),
+        (b"\x80\x02c_codecs\nencode\nN}(X\x08\0\0\0functionX\x01\0\0\0xu\x86b.", "it changes a function"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0xX\x03\0\0\0rot\x86R.", "it asks for text as 'rot'"),
+        (b"\x80\x02c__builtin__\nbytes\nJ\xff\xff\xff\x7f\x85R.", "it makes bytes of something else"),
+        (b"\x80\x02cnumpy._core.multiarray\nscalar\nNN\x86R.", "'labels' is not of integers"),
+        (pickle.dumps({"data": PIXELS[:2].reshape(2, -1), "labels": np.array([1.0, 2.0])}, protocol=5), "of integers"),
+        (pickle.dumps({"data": PIXELS[:2].reshape(2, -1), "labels": np.array([1, 11])}, protocol=5), "whole numbers"),
+        (
+            pickle.dumps({"data": PIXELS[:2].reshape(2, -1), "labels": np.ones((2, 2), int)}, protocol=5),
+            "not a list of",
+        ),
+        (pickle.dumps({"data": PIXELS[:2].reshape(2, -1).view("i1"), "labels": [1, 2]}, protocol=5), "not of uint8"),
+        (pickle.dumps({"data": PIXELS[:2].reshape(2, -1), "fine_labels": [1, 2]}, protocol=5), "has no 'labels'"),
+    ],
+)
+def test_what_is_pickled_anew_and_wrong_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
         pickled.read(path)
-    path.write_bytes(pickle.dumps(batch(0, 3) | {b"data": np.asfortranarray(PIXELS[:3].reshape(-1, 3072))}, protocol=4))
-    assert np.array_equal(pickled.read(path).pixels, PIXELS[:3])
+
+
+# Archives, and single batches.
+
+
+def pack(path: Path, members: dict[str, bytes], mode: Literal["w:gz", "w:xz", "w"] = "w:gz") -> Path:
+    with tarfile.open(path, mode) as packed:
+        for name, content in members.items():
+            about = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            about.size = len(content)
+            packed.addfile(about, io.BytesIO(content))
+    return path
+
+
+def members(binary_ones: bool = False) -> dict[str, bytes]:
+    """Return six batches and what lies beside them, not in order of numbers, as in the original."""
+
+    def content(first: int, last: int) -> bytes:
+        return binary(first, last) if binary_ones else pickle.dumps(batch(first, last), protocol=2)
+
+    ending = ".bin" * binary_ones
+    names = {f"data_batch_{number}{ending}": content(number, number + 1) for number in (4, 3, 2, 5, 1)}
+    return {"batches.meta": b"?", "readme.html": b"<p>", f"test_batch{ending}": content(6, 11), **names}
+
+
+@pytest.mark.parametrize("binary_ones", [False, True])
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w"])
+def test_archives_are_read_as_they_are_fetched(
+    tmp_path: Path, binary_ones: bool, mode: Literal["w:gz", "w:xz", "w"]
+) -> None:
+    path = pack(tmp_path / "any-name", members(binary_ones), mode)
+    train, test = loaded(path)
+    assert np.array_equal(train.inputs.numpy(), PIXELS[1:6])
+    assert np.array_equal(test.inputs.numpy(), PIXELS[6:])
+    assert train.targets.tolist() == [1, 2, 3, 4, 5]
+    assert [part.targets.tolist() for part in loaded(path, train_limit=2, test_limit=1)] == [[1, 2], [6]]
+
+
+def test_the_folder_of_an_archive_will_do(tmp_path: Path) -> None:
+    pack(tmp_path / "cifar-10-python.tar.gz", members())
+    assert loaded(tmp_path)[0].targets.tolist() == [1, 2, 3, 4, 5]
+    below = tmp_path / "cifar-10-batches-py"
+    below.mkdir()
+    for name, content in members().items():
+        (below / name).write_bytes(content)
+    # What is unpacked beside it is taken first.
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"damaged")
+    assert loaded(tmp_path)[0].targets.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_damaged_archives_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    whole = members()
+    content = pack(path, whole).read_bytes()
+    for keep in (0, 100, len(content) // 2, len(content) - 9):
+        path.write_bytes(content[:keep])
+        with pytest.raises(DataError, match="cifar-10-python"):
+            cifar10.load(path)
+    for place in (len(content) // 2, len(content) - 6):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(DataError, match="cifar-10-python"):
+            cifar10.load(path)
+    pack(path, {name: content for name, content in whole.items() if name != "data_batch_3"})
+    with pytest.raises(DataError, match="lacks data_batch_3 of CIFAR-10's six batches"):
+        cifar10.load(path)
+    pack(path, {**whole, "again/data_batch_3": whole["data_batch_3"]})
+    with pytest.raises(DataError, match="holds data_batch_3 twice"):
+        cifar10.load(path)
+    pack(path, {**whole, "data_batch_3": b"damage"})
+    with pytest.raises(DataError, match="cifar-10-batches-py/data_batch_3 is not a pickled CIFAR-10 batch"):
+        cifar10.load(path)
+    with tarfile.open(path, "w:gz") as packed:
+        link = tarfile.TarInfo("data_batch_1")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        packed.addfile(link)
+    with pytest.raises(DataError, match="lacks data_batch_1, data_batch_2"):
+        cifar10.load(path)
+    pack(path, whole)
+    monkeypatch.setattr(archive, "_LARGEST", 10_000)
+    with pytest.raises(DataError, match="unpacks to more than 10000 bytes"):
+        cifar10.load(path)
+
+
+def test_a_single_batch_keeps_every_fifth_for_the_test(tmp_path: Path) -> None:
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch(0, 11)))
+    (tmp_path / "data_batch_2.bin").write_bytes(binary(0, 11))
+    (tmp_path / "data_batch_2.bin.xz").write_bytes(lzma.compress(binary(0, 11)))
+    for name in ("data_batch_2", "data_batch_2.bin", "data_batch_2.bin.xz"):
+        train, test = loaded(tmp_path / name)
+        assert train.targets.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 0]
+        assert test.targets.tolist() == [4, 9]
+        assert np.array_equal(test.inputs.numpy(), PIXELS[[4, 9]])
+    (tmp_path / "few").write_bytes(pickle.dumps(batch(0, 4)))
+    with pytest.raises(DataError, match="few holds 4 images, too few"):
+        cifar10.load(tmp_path / "few")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04 and so on", "is a zip archive: unpack it"),
+        (pickle.dumps({"label_names": ["cat"]}), "has no 'data'"),
+        (b"", "is not a pickled CIFAR-10 batch"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        cifar10.load(tmp_path / "file")
+
+
+# Hostile pickles.
 
 
 class Attack:
@@ -470,6 +640,14 @@ def test_an_image_cut_short_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="image 0 of train cannot be decoded"):
         cifar10.load(write_hdf5(tmp_path / "cut.h5", shorten))
+
+
+def test_reading_takes_no_lock(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "locked.h5")
+    with path.open("rb+") as other:
+        # A lock of another process would keep HDF5 from opening the file with one of its own.
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert len(loaded(path)[0]) == 4
 
 
 def test_two_hdf5_files_are_ambiguous(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import lzma
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,10 +96,15 @@ def test_a_label_that_training_never_sees_is_refused(tmp_path: Path, label: str)
     [
         ("+1 1", "b'1' is not index:value"),
         ("+1 a:1", "b'a:1' is not index:value"),
-        ("+1 qid:3 1:1", "b'qid:3' is not index:value"),
+        ("+1 1:1 qid:3", "b'qid:3' is not index:value"),
+        ("+1 qid:x 1:1", "b'qid:x' is not index:value"),
+        ("+1 qid: 1:1", "b'qid:' is not index:value"),
         ("+1 -1:1", "is not index:value"),
         ("+1 1_0:1", "is not index:value"),
-        ("+1 0:1", "index b'0' is not between 1 and"),
+        ("+1 0:1 0:1", "index b'0' is not between 1 and"),
+        ("1,3 4:0.5", "b'1,3' is a list of labels, and sets of several labels a sample are not read"),
+        (",", "b',' is a list of labels"),
+        (" 4:0.5", "the line begins with b'4:0.5', without a label"),
         ("+1 2:1 2:1", "index b'2' is not between 3 and"),
         ("+1 2:1 1:1", "index b'1' is not between 3 and"),
         ("+1 2147483648:1", "index b'2147483648' is not between"),
@@ -114,7 +121,7 @@ def test_a_label_that_training_never_sees_is_refused(tmp_path: Path, label: str)
         ("nan 1:1", "is not a finite float32 number"),
         ("0.5 1:1", "label b'0.5' is not a whole number"),
         ("\x00\x01", "could not convert"),
-        ("1:2 2:3", "could not convert"),
+        ("1:2 2:3", "the line begins with b'1:2', without a label"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -122,6 +129,80 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> N
     with pytest.raises(DataError, match=message) as caught:
         libsvm.load(path)
     assert f"{path}, line 3: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("both", "+1 0:1 2:3\n-1 1:2\n", "-1 0:4\n"),
+        ("train alone", "+1 0:1 2:3\n-1 1:2\n", "-1 1:2\n"),
+        ("test alone", "+1 2:3\n-1 1:2\n", "-1 0:4\n"),
+    ],
+)
+def test_an_index_0_in_either_file_speaks_for_both(tmp_path: Path, name: str, train: str, test: str) -> None:
+    parts = libsvm.load(write(tmp_path, train), write(tmp_path, test, "test"))
+    written = {"+1 0:1 2:3": [1, 0, 3], "+1 2:3": [0, 0, 3], "-1 1:2": [0, 2, 0], "-1 0:4": [4, 0, 0]}
+    for part, text in zip(parts, (train, test), strict=True):
+        assert part.batch(torch.arange(len(part)))[0].tolist() == [written[line] for line in text.splitlines()]
+        assert part.describe().endswith("2 classes, indices from 0")
+
+
+def test_the_index_of_the_first_feature_may_be_given(tmp_path: Path) -> None:
+    path = write(tmp_path, "+1 1:1 2:3\n-1 2:2\n")
+    for base, expected in (("auto", [[1, 3], [0, 2]]), (1, [[1, 3], [0, 2]]), (0, [[0, 1, 3], [0, 0, 2]])):
+        train, _ = libsvm.load(path, path, index_base=base)  # type: ignore[arg-type]
+        assert train.batch(torch.arange(2))[0].tolist() == expected
+    with pytest.raises(DataError, match="train holds feature 2, counted from 0, above the 2 asked for"):
+        libsvm.load(path, path, features=2, index_base=0)
+    with pytest.raises(ConfigError, match=r"index_base 2 is none of \"auto\", 0 and 1"):
+        libsvm.load(path, path, index_base=2)  # type: ignore[arg-type]
+    write(tmp_path, "+1 1:1\n-1 0:2\n")
+    with pytest.raises(DataError, match="line 2: index b'0' is not between 1 and"):
+        libsvm.load(path, path, index_base=1)
+    write(tmp_path, "+1\n-1\n")
+    for base in ("auto", 0, 1):
+        with pytest.raises(DataError, match="no features"):
+            libsvm.load(path, path, index_base=base)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("head", [b"", b"# a comment, 1:2\n\n"])
+def test_marks_line_ends_comments_and_queries_change_nothing(
+    tmp_path: Path, mark: bytes, end: bytes, head: bytes
+) -> None:
+    path = tmp_path / "train"
+    lines = [b"-1 qid:1 1:2 3:4", b"", b"+1 qid:2 2:5 # 9:9", b"   ", b"1.0", b"-1.0e0 3:1"]
+    path.write_bytes(mark + head + end.join(lines) + end)
+    train, _ = libsvm.load(path, path)
+    assert train.batch(torch.arange(4))[0].tolist() == [[2, 0, 4], [0, 5, 0], [0, 0, 0], [0, 0, 1]]
+    assert train.targets.tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be", "utf-32"])
+def test_wide_text_is_named(tmp_path: Path, coding: str) -> None:
+    path = tmp_path / "train"
+    path.write_bytes(("\ufeff" * (coding == "utf-16-be") + "+1 1:1\n-1 2:1\n").encode(coding))
+    with pytest.raises(DataError, match=r"train is UTF-16 or UTF-32 text.*convert it to UTF-8"):
+        libsvm.load(path)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "pipe", "pipe is no regular file"),
+        (Path("/dev/zero"), "no regular file"),
+        (tmp_path, "is a folder"),
+        (Path("absent"), f"{Path('absent').absolute()} does not exist"),
+    ):
+        with pytest.raises(DataError, match=message):
+            libsvm.load(path)
+
+
+def test_a_compressed_file_without_its_ending_is_read(tmp_path: Path) -> None:
+    for name, pack in (("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)):
+        (tmp_path / name).write_bytes(pack(TEXT.encode()))
+        assert len(libsvm.load(tmp_path / name).train) == 5
 
 
 def test_the_largest_float32_is_read_as_it_is_printed(tmp_path: Path) -> None:

@@ -123,6 +123,53 @@ def test_a_missing_file_is_named(folder: Path) -> None:
         mnist.load(folder / "absent")
 
 
+def spread(folder: Path, layout: str, packed: bool) -> None:
+    """Write the four files, a `layout` of folders and names; {name} has dashes, {dotted} a dot."""
+    for part, count in (("train", 12), ("t10k", 3)):
+        for kind, array in (("images-idx3", PIXELS), ("labels-idx1", LABELS)):
+            place = layout.format(name=f"{part}-{kind}-ubyte", dotted=f"{part}-{kind.replace('-', '.')}-ubyte")
+            path = folder / (place + ".gz" * packed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress(idx(array[:count])) if packed else idx(array[:count]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("names", ["{name}", "{dotted}", "{name}/{name}", "{name}/{dotted}", "{dotted}/{dotted}"])
+@pytest.mark.parametrize("below", ["", "MNIST/raw/", "raw/", "MNIST/"])
+def test_layouts_of_other_tools_are_read(tmp_path: Path, below: str, names: str, packed: bool) -> None:
+    spread(tmp_path, below + names, packed)
+    train, test = mnist.load(tmp_path)
+    assert isinstance(train, TensorDataset)
+    assert np.array_equal(train.inputs.numpy(), PIXELS[:, None])
+    assert (train.targets.tolist(), len(test)) == (LABELS.tolist(), 3)
+
+
+def test_another_set_beside_it_is_left_alone(tmp_path: Path) -> None:
+    spread(tmp_path, "FashionMNIST/raw/{name}", False)
+    with pytest.raises(DataError, match="holds neither"):
+        mnist.load(tmp_path)
+    assert len(mnist.load(tmp_path / "FashionMNIST").train) == 12
+
+
+def test_a_packed_file_without_its_ending_is_read(folder: Path) -> None:
+    (folder / "t10k-labels-idx1-ubyte.gz").rename(folder / "t10k-labels-idx1-ubyte")
+    assert len(mnist.load(folder).test) == 3
+
+
+def test_missing_files_say_where_they_were_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        mnist.load("empty")
+    for place in ("", "/raw", "/MNIST/raw"):
+        assert f"{tmp_path}/empty{place}," in str(caught.value) + ","
+    assert "http://yann.lecun.com/exdb/mnist/" in str(caught.value)
+    with pytest.raises(DataError, match="is a file: give the folder"):
+        mnist.load(folder / "train-images-idx3-ubyte")
+
+
 def test_the_real_set() -> None:
     train, test = mnist.load(find_data("mnist"))
     assert isinstance(train, TensorDataset)

@@ -77,7 +77,7 @@ def test_overlapping_windows_share_their_memory(path: Path) -> None:
     assert train.inputs.untyped_storage().nbytes() < 2 * len(ALPHABET)
 
 
-@given(content=st.text(min_size=30, max_size=200).filter(lambda value: "\x00" not in value))
+@given(content=st.text(min_size=30, max_size=200).filter(lambda value: not {"\0", "\ufeff"} & {*value}))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, content: str) -> None:
     path = tmp_path_factory.mktemp("text") / "text.gz"
     path.write_bytes(gzip.compress(content.encode()))
@@ -85,6 +85,15 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, content: 
     pieces = [part.vocabulary.decode(part.batch(torch.arange(len(part)))[0].flatten()) for part in (train, test)]
     border = len(content) * 9 // 10
     assert pieces == [content[: border - 1], content[border:-1]]
+
+
+def test_byte_order_marks_are_no_characters(path: Path, tmp_path: Path) -> None:
+    half = len(ALPHABET) // 2
+    marked = tmp_path / "marked"
+    marked.write_bytes(ALPHABET[:half].encode("utf-8-sig") + ALPHABET[half:].encode("utf-8-sig"))
+    for plain, part in zip(load(path, length=8), load(marked, length=8), strict=True):
+        assert part.vocabulary == plain.vocabulary
+        assert torch.equal(part.inputs, plain.inputs)
 
 
 def test_more_than_256_characters_keep_apart(tmp_path: Path) -> None:
@@ -110,6 +119,13 @@ def test_damaged_files_and_wrong_options_are_named(path: Path, tmp_path: Path) -
     (tmp_path / "latin").write_bytes(b"caf\xe9 " * 100)
     with pytest.raises(DataError, match=r"latin is not UTF-8 text .*position 3"):
         text.load(tmp_path / "latin")
+    for coding in ("utf-16", "utf-32"):
+        (tmp_path / "wide").write_bytes(ALPHABET.encode(coding))
+        with pytest.raises(DataError, match="wide is UTF-16 or UTF-32 text"):
+            text.load(tmp_path / "wide")
+    (tmp_path / "bare").write_bytes(ALPHABET.encode("utf-16-le"))
+    with pytest.raises(DataError, match="bare holds a NUL character at position 1"):
+        text.load(tmp_path / "bare")
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(DataError, match="empty holds 0 characters"):
         text.load(tmp_path / "empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -224,6 +225,43 @@ def test_a_job_that_sbatch_refuses_is_told(tmp_path: Path, study: Study) -> None
     assert "ended with exit code 1: what sbatch said is above" in str(done.exception)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "SBATCH_ACCOUNT=CHANGE_ME",
+        "SBATCH_ACCOUNT=changeme",
+        "SBATCH_ACCOUNT=mXXXX",
+        "SBATCH_ACCOUNT=your-project",
+        'SBATCH_PARTITION="<partition>"',
+        "SBATCH_QOS=TODO",
+        'MPISPARSE_SBATCH_OPTIONS="--mem=0 --account=my_account"',
+    ],
+)
+@pytest.mark.parametrize("option", [None, "--test-only"])
+def test_a_site_that_was_not_filled_in_is_refused_before_sbatch(
+    tmp_path: Path, study: Study, line: str, option: str | None
+) -> None:
+    env = fake_slurm(tmp_path)
+    site = tmp_path / "here.env"
+    site.write_text(f"# A site.\n{line}\n")
+    words = ["submit", str(tmp_path / "try.toml"), "--site", str(site), "--run-dir", str(tmp_path / "runs")]
+    done = CliRunner().invoke(cli, [*words, *([option] if option else [])], env=env)
+    assert isinstance(done.exception, ConfigError)
+    assert f"{site}, line 2: {line.partition('=')[0]}=" in str(done.exception)
+    assert not (tmp_path / "sbatch").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_values_of_a_site_that_look_real_are_taken(tmp_path: Path) -> None:
+    site = tmp_path / "here.env"
+    values = ("SBATCH_ACCOUNT=g123", "SBATCH_PARTITION=exchange", "MPISPARSE_VENV=/home/me/my-project/.venv")
+    site.write_text("\n".join(values))
+    assert read_site(site, {}).unfilled == ()
+    for path in SITES.glob("*.env"):
+        known = read_site(path, {"HOME": "/home/me", "USER": "me", "SCRATCH": "/scratch/me"})
+        assert len(known.unfilled) == (path.stem != "generic"), path
+
+
 def test_without_slurm_there_is_a_way_out_in_one_line(tmp_path: Path, study: Study) -> None:
     command = [sys.executable, "-m", "jobs", "submit", str(tmp_path / "try.toml"), "--run-dir", str(tmp_path / "runs")]
     environ = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PATH": str(tmp_path)}
@@ -346,6 +384,18 @@ def test_local_runs_follow_each_other(tmp_path: Path, study: Study, code: int, m
     planned = [run.index for run in plan(study, {2: {0, 1, 2, 3}})[0].runs]
     assert order == [["2", str(index)] for index in (planned if made else planned[: planned.index(2) + 1])]
     assert (tmp_path / "runs" / "ranks-002" / "state" / "2").read_text() == f"ended {code}\n"
+    said = done.output.splitlines()
+    assert said[0].startswith(f"4 runs to make in {tmp_path / 'runs'}")
+    begins = [line.split(": ")[0] for line in said if line.endswith(" begins")]
+    assert begins == [f"{number}/4 on 2 ranks" for number in range(1, len(order) + 1)]
+    again = ["python", "-m", "jobs", *words, "--launcher", launcher]
+    if code == 0:
+        assert said[-1].startswith("4/4 on 2 ranks, ")
+        return
+    words_said, _, command = said[-1].partition(" with: ")
+    assert sorted(shlex.split(command)) == sorted([*again, *(["--retry"] if code == 70 else [])])
+    made_now = f"stopped after {len(order)} of 4 runs; go on"
+    assert words_said == ("1 of 4 runs failed; make them again" if code == 70 else made_now)
 
 
 def test_a_study_that_is_being_made_here_is_left_alone(tmp_path: Path, study: Study) -> None:
@@ -363,10 +413,21 @@ def test_a_launcher_has_to_take_the_number_of_ranks(tmp_path: Path, study: Study
     for launcher, message in (
         ("mpirun", "where the number of ranks goes"),
         ("no-such -n {ranks}", "cannot start no-such"),
+        ("'mpirun -n {ranks}", "is no command of a shell"),
     ):
         done = CliRunner().invoke(cli, [*words, "--launcher", launcher])
         assert isinstance(done.exception, ConfigError)
         assert message in str(done.exception)
+
+
+@pytest.mark.parametrize("option", ["--run-dir", "--render"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path, study: Study, option: str, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    local = ["--local"] if option == "--run-dir" else []
+    done = CliRunner().invoke(cli, ["submit", str(tmp_path / "try.toml"), *local, option, str(tmp_path / place)])
+    assert isinstance(done.exception, ConfigError)
+    assert f"{tmp_path / 'file'} is a file" in str(done.exception)
 
 
 def test_the_scaling_study_is_what_the_readme_says() -> None:

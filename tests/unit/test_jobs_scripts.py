@@ -24,6 +24,7 @@ SCRIPTS = sorted(
 SITES = sorted((CHECKOUT / "jobs" / "sites").glob("*.env"))
 
 #: In the place of srun: one more step is saved, if SAVES, and the exit code is CODE; USR1 is noted, and makes it 75.
+#: With code 0 the runs say that they have finished, unless a rank LEAVES.
 SRUN = """\
 #!/usr/bin/env bash
 trap 'echo usr1 >>"$PLACE/signals"; code=75' USR1
@@ -33,6 +34,12 @@ for _ in $(seq "${WAITS:-0}"); do sleep 0.05; done
 if [ -n "${SAVES:-}" ]; then
   steps=$(($(ls "$RUN/checkpoints" 2>/dev/null | wc -l) + 1))
   mkdir -p "$RUN/checkpoints/$(printf 'step-%08d' "$steps")"
+fi
+if [ "$code" -eq 0 ] && [ -z "${LEAVES:-}" ]; then
+  for run in . $(cut -f 2 "$RUN/table.tsv" 2>/dev/null); do
+    mkdir -p "$RUN/$run"
+    echo '{"schema": 1, "status": "finished"}' >"$RUN/$run/end.json"
+  done
 fi
 exit "$code"
 """
@@ -140,6 +147,106 @@ def test_a_start_that_came_to_nothing_is_not_repeated(place: Path) -> None:
     # Another job may try.
     assert train(place, CODE="0", SLURM_JOB_ID="8")[0] == 0
     assert [line.split("\t")[:3] for line in read(place / "run" / "starts.tsv")] == [["7", "0", "0"], ["8", "0", "0"]]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        ["step-00001200.tmp"],
+        ["step-00001000.replaced"],
+        ["step-00001200.tmp", "step-00001000.replaced", "latest.tmp"],
+        ["step-0[$(touch ran)]", "step-00001200[$(touch ran)]", "step-00001200 $(touch ran)", "step-x", "step-"],
+        ["step-0000120\n0", "step-00001200.tmp.tmp", "step-00001200.d", "step-99999999999999999999"],
+    ],
+)
+def test_what_a_kill_leaves_among_the_checkpoints_is_no_step(place: Path, left: list[str]) -> None:
+    """A job that is killed while it saves comes back, and its names never reach the shell as commands."""
+    checkpoints = place / "run" / "checkpoints"
+    for name in ["step-00000900", "step-00001000", *left]:
+        (checkpoints / name).mkdir(parents=True)
+    (checkpoints / "step-00001300").write_text("a file is no checkpoint")
+    found, text = train(place, SLURM_RESTART_COUNT="1")
+    assert found == 0, text
+    assert "start 1 on 1 node(s), after 1000 steps" in text
+    assert len(read(place / "srun")) == 1
+    assert not list(CHECKOUT.glob("ran"))
+
+
+def test_a_checkpoint_whose_replacement_was_cut_short_counts(place: Path) -> None:
+    (place / "run" / "checkpoints" / "step-00001000.replaced").mkdir(parents=True)
+    assert "after 1000 steps" in train(place)[1]
+
+
+def test_leftovers_of_a_kill_do_not_pass_over_the_guard(place: Path) -> None:
+    (place / "run" / "checkpoints" / "step-00001000").mkdir(parents=True)
+    (place / "run" / "checkpoints" / "step-00001200.tmp").mkdir()
+    assert train(place, CODE="143", SLURM_RESTART_COUNT="0")[0] == 143
+    found, text = train(place, CODE="0", SLURM_RESTART_COUNT="1")
+    assert (found, len(read(place / "srun"))) == (75, 1)
+    assert "start 1 found 1000 steps saved, no more than the start before it" in text
+
+
+def test_a_torn_line_of_starts_is_none(place: Path) -> None:
+    """The machine stopped while the line was written; the next one has a line of its own."""
+    train(place, CODE="143", SAVES="1")
+    starts = place / "run" / "starts.tsv"
+    starts.write_text(starts.read_text() + "7\t1\t9")
+    assert train(place, SLURM_RESTART_COUNT="1")[0] == 0
+    assert [line.split("\t")[:3] for line in read(starts)] == [["7", "0", "0"], ["7", "1", "9"], ["7", "1", "1"]]
+
+
+def test_starts_that_cannot_be_written_end_the_job(place: Path) -> None:
+    (place / "run").write_text("a file, no directory")
+    found, text = train(place)
+    assert found == 78, text
+    assert f"cannot write {place / 'run'}/starts.tsv" in text
+    assert not read(place / "srun")
+
+
+@pytest.mark.parametrize("value", ["many", "", " ", "-1", "1.5", "a[$(touch ran)]", "9" * 30])
+def test_settings_that_are_no_numbers_are_refused(place: Path, value: str) -> None:
+    """A comparison with one would fail, and the guard that it belongs to would never hold."""
+    found, text = train(place, MPISPARSE_RESTARTS=value)
+    if not value:
+        assert found == 0
+        return
+    assert found == 78
+    assert f"MPISPARSE_RESTARTS is '{value}', which is no whole number" in text
+    assert not list(CHECKOUT.glob("ran"))
+
+
+@pytest.mark.parametrize("saves", ["", "1"])
+def test_a_step_that_returns_0_without_a_finished_run_is_not_believed(place: Path, saves: str) -> None:
+    """As MPICH's launcher does when a library ends one rank by exit(0) in the middle of training."""
+    (place / "run").mkdir()
+    # The run had finished before, and is to go on for longer.
+    (place / "run" / "end.json").write_text('{"schema": 1, "status": "finished"}')
+    found, text = train(place, LEAVES="1", SAVES=saves)
+    assert found == 74
+    assert "says that the run has finished: a rank left in the middle" in text
+    assert read(place / "scontrol") == (["requeue 7"] if saves else [])
+
+
+def test_a_record_of_another_status_is_no_end(place: Path) -> None:
+    srun = SRUN.replace('"finished"', '"stopped"')
+    (place / "bin" / "srun").write_text(srun)
+    assert train(place)[0] == 74
+
+
+def test_a_run_of_a_study_that_had_finished_is_believed(place: Path) -> None:
+    """`sweep` leaves it as it is, and one of version 0.1 has no record."""
+    for name in ("000-dense", "001-topk"):
+        (place / "run" / name).mkdir(parents=True)
+        (place / "run" / name / "metrics.jsonl").write_text('{"kind":"start"}\n{"schema":1,"kind":"end","step":3}\n')
+    found, text = study(place, LEAVES="1")
+    assert found == 0, text
+    assert states(place) == {"0": "ended 0", "1": "ended 0"}
+
+
+def test_a_run_of_a_study_that_returns_0_unfinished_is_not_noted_as_ended(place: Path) -> None:
+    found, text = study(place, LEAVES="1")
+    assert found == 74, text
+    assert states(place) == {"0": "ended 74", "1": "ended 74"}
 
 
 def test_the_signal_reaches_the_step(place: Path) -> None:

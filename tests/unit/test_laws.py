@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mpisparse.comm import run_ranks
-from tests import laws, laws_convex, laws_overlap, laws_window
-
-LAWS = {**laws.LAWS, **laws_overlap.LAWS, **laws_convex.LAWS, **laws_window.LAWS}
+from tests.laws_all import LAWS
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -228,7 +228,6 @@ def test_wrong_uses_are_refused_with_the_way_out() -> None:
     frozen = nn.Linear(2, 2).requires_grad_(False)
     for make, words in (
         (lambda: ms.DistributedOptimizer(wrapped, model, comm=solo()), "wrap it once"),
-        (lambda: ms.DistributedOptimizer(torch.optim.LBFGS(model.parameters()), model, comm=solo()), "LBFGS"),
         (lambda: ms.DistributedOptimizer(torch.optim.SparseAdam([model.never]), model, comm=solo()), "SparseAdam"),
         (
             lambda: ms.DistributedOptimizer(
@@ -403,3 +402,76 @@ def test_complex_parameters_and_wrong_counts_are_refused() -> None:
             optimizer.synchronize(samples=samples)  # type: ignore[arg-type]
     with pytest.raises(ms.ConfigError, match="seed -1"):
         ms.DistributedOptimizer(torch.optim.SGD(real.parameters(), lr=0.1), real, seed=-1, comm=solo())
+
+
+@pytest.mark.parametrize("name", ["AcceleratedOptimizer", "LightningOptimizer", "FP16_Optimizer"])
+def test_wrappers_of_frameworks_are_refused_with_the_right_order(name: str) -> None:
+    """Each steps, or not, on terms of its own: the sums of microbatches would be exchanged."""
+    model = nn.Linear(2, 2)
+    outer = type(name, (torch.optim.SGD,), {"__module__": "framework.optimizer"})(model.parameters(), lr=0.1)
+    with pytest.raises(ms.ConfigError, match=rf"framework.optimizer.{name}.*(W|w)rap|configure_optimizers"):
+        ms.DistributedOptimizer(outer, model, comm=solo())
+
+
+def test_optimizers_that_only_look_like_wrappers_are_taken() -> None:
+    """Lookahead and SAM hold an optimizer, too, and step it by the gradients that are there."""
+
+    class Lookahead(torch.optim.SGD):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            super().__init__(optimizer.param_groups[0]["params"], lr=0.1)
+            self.optimizer = optimizer
+
+    model = nn.Linear(2, 2)
+    optimizer = ms.DistributedOptimizer(Lookahead(torch.optim.SGD(model.parameters(), lr=0.1)), model, comm=solo())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "1.0", True])
+def test_clip_norms_that_are_none_are_refused(value: Any) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ms.ConfigError, match=r"clip_norm .* is no norm: give a number above 0"):
+        ms.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, comm=solo(), clip_norm=value)
+
+
+def test_a_closure_reaches_the_optimizer_that_needs_one() -> None:
+    class Needs(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            losses.append(closure())
+            super().step()
+            return losses[-1]
+
+    losses: list[Tensor] = []
+    model = nn.Linear(2, 1)
+    optimizer = ms.DistributedOptimizer(Needs(model.parameters(), lr=0.1), model, comm=solo())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = model(torch.ones(1, 2)).sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    before = model.weight.detach().clone()
+    result = optimizer.step(closure)
+    assert losses == [result]
+    torch.testing.assert_close(before - model.weight.detach(), torch.full((1, 2), 0.1))
+
+
+def test_a_closure_that_is_called_twice_is_refused() -> None:
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            return closure()
+
+    model = nn.Linear(2, 1)
+    optimizer = ms.DistributedOptimizer(Twice(model.parameters(), lr=0.1), model, comm=solo())
+    with pytest.raises(ms.ConfigError, match=r"Twice.step\(closure\) calls the closure more than once"):
+        optimizer.step(lambda: torch.tensor(1.0))
+
+
+def test_lbfgs_takes_dense_alone() -> None:
+    model = nn.Linear(20, 20)
+    plain = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(ms.ConfigError, match=r"use it with Dense\(\)"):
+        ms.DistributedOptimizer(plain, model, sparsifier=ms.TopK(density=0.1), comm=solo())
+    ms.DistributedOptimizer(plain, model, comm=solo())

@@ -95,7 +95,11 @@ def test_a_group_that_failed_brings_nothing_and_the_next_flight_uses_the_same_ro
 def test_an_error_of_the_thread_is_raised_by_wait() -> None:
     comm = solo()
     flights = Flights(comm)
-    flights.payloads._check_room = lambda out, total: (_ for _ in ()).throw(CommError("no room"))  # type: ignore[method-assign]
+
+    def no_room(*call: object) -> Bytes:
+        raise CommError("no room")
+
+    flights.payloads._check_gather = no_room  # type: ignore[method-assign, assignment]
     flight = flights.begin(1)
     flight.send([np.ones(5, np.uint8)], 1)
     with pytest.raises(CommError, match="no room"):

@@ -175,3 +175,54 @@ def test_a_failed_run_says_why(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(cli, ["tail", str(run)])
     assert outcome.exit_code == 1
     assert "failed: NaN in layer 1" in outcome.output
+
+
+def test_tail_waits_for_a_run_that_is_about_to_begin(tmp_path: Path) -> None:
+    made = write_run(tmp_path / "made", end=True)
+    run = tmp_path / "run"
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            run.mkdir()
+        elif len(looks) == 3:
+            (run / "config.toml").write_bytes((made / "config.toml").read_bytes())
+        elif len(looks) == 4:
+            (run / "metrics.jsonl").write_bytes((made / "metrics.jsonl").read_bytes())
+
+    screen, file = console()
+    assert follow(run, console=screen, every=0.5, wait=60, sleep=sleep) == "ended"
+    assert looks == [0.5] * 4
+    assert f"{run}: waiting for a run to begin there, for 60 s at most" in file.getvalue().replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ("nothing", "waited 2 s for a run to begin there, and nothing came"),
+        ("directory", "waited 2 s for a run to begin there, and nothing came"),
+        ("config", "waited 2 s for its log, and nothing came"),
+        ("file", "is a file: give the directory of a run"),
+        ("sweep", "holds runs, a, b: give one of them"),
+    ],
+)
+def test_tail_does_not_wait_for_ever(tmp_path: Path, there: str, message: str) -> None:
+    run = tmp_path / "run"
+    if there == "file":
+        run.write_text("x")
+    elif there != "nothing":
+        run.mkdir()
+    if there == "config":
+        (run / "config.toml").write_text("")
+    if there == "sweep":
+        write_run(run / "a")
+        write_run(run / "b")
+    looks: list[float] = []
+    screen, _ = console()
+    with pytest.raises(ValueError, match=message):
+        follow(run, console=screen, every=1, wait=2, sleep=looks.append)
+    assert len(looks) == (0 if there in ("file", "sweep") else 2)
+    outcome = CliRunner().invoke(cli, ["tail", "--wait", "0", str(run)])
+    assert outcome.exit_code == 78
+    assert outcome.stderr.startswith(f"analysis: {run}")

@@ -93,7 +93,7 @@ def test_negative_times_do_not_count(tmp_path: Path) -> None:
         (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
     brief = damaged(negate)(tmp_path)
-    assert any("1 steps of negative time" in problem for problem in brief.problems)
+    assert any("1 step of negative time" in problem for problem in brief.problems)
     assert (brief.times > 0).all()
     assert np.isfinite(brief.curve["seconds"]).all()
 

@@ -127,7 +127,7 @@ def test_a_changed_global_batch_is_no_strong_scaling(tmp_path: Path) -> None:
         write_run(tmp_path / str(ranks), config(training__global_batch=batch), ranks=ranks, batch=batch)
     text = page_of(tmp_path)
     assert "**Refused: a speed-up of dense**: the samples of a step change with the ranks" in text
-    assert "64 on 1 ranks, 64 on 2 ranks, 96 on 4 ranks" in text
+    assert "64 on 1 rank, 64 on 2 ranks, 96 on 4 ranks" in text
     assert "speed-up |" not in text
     assert "median step" in text
 

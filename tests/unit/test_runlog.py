@@ -12,9 +12,10 @@ import pytest
 
 from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.exchange import Traffic
+from mpisparse.files import replace_file
 from mpisparse.phases import NAMES, Phases
 from mpisparse.runtime import start
-from mpisparse.runtime.runlog import RunLog, StepRecord, replace_file
+from mpisparse.runtime.runlog import RunLog, StepRecord
 from mpisparse.runtime.startup import processor
 from mpisparse.wire import HEADER_SIZE
 

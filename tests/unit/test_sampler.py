@@ -154,7 +154,7 @@ def test_a_share_may_be_changed_without_touching_the_order() -> None:
     ("arguments", "message"),
     [
         ({"samples": 3, "size": 4}, "3 samples cannot be shared by 4 ranks: use at most 3 ranks or more data"),
-        ({"samples": 0}, "0 samples cannot be shared by 1 ranks"),
+        ({"samples": 0}, "0 samples cannot be shared by 1 rank"),
         ({"batch": 0}, "batch 0 is below 1"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**64}, "seed 18446744073709551616"),

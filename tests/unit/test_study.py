@@ -186,3 +186,11 @@ def test_the_papers_studies_are_sound(path: Path) -> None:
     assert full.name == reduced.name == f"paper-{path.stem}"
     assert len(reduced.runs) < len(full.runs) / 2
     assert len({run.directory for run in full.runs}) == len(full.runs)
+
+
+@pytest.mark.parametrize("only", [range(3, 1), range(2, 9), range(-1, 1)])
+def test_runs_that_are_not_there_are_refused_in_a_list_too(only: range) -> None:
+    study = read_study(CHECKOUT / "jobs" / "scaling.toml")
+    assert [run["index"] for run in listing(study, range(1, 3))] == [1, 2]
+    with pytest.raises(ConfigError, match="names no runs of scaling: give the first"):
+        listing(study, only if only.stop != 9 else range(2, len(study.runs) + 1))

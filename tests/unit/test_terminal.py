@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mpisparse.runtime.terminal import STDERR, STDOUT, terminal_columns
+from mpisparse.terminal import STDERR, STDOUT, terminal_columns
 
 
 def fake(proc: Path, process: int, name: str, parent: int, stderr: str) -> None:

@@ -18,6 +18,7 @@ from mpisparse.errors import CheckpointError
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.reshape import Reshaper
 from mpisparse.training.trainer import Trainer
+from mpisparse.words import counted
 from tests.paths import CHECKOUT
 from tests.unit.test_trainer import DIGITS, make
 
@@ -125,7 +126,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(old: int, new: int, rule: st
         assert (np.abs(now - mean) <= magnitude * 2.0**-24 * (1 + 1e-9) + 1e-15 * np.abs(mean) + 2.0**-150).all()
     if old != new:
         assert len({found["line"] for found in after}) == 1
-        assert after[0]["line"].startswith(f"reshaped from {old} to {new} ranks (redistribute); ")
+        assert after[0]["line"].startswith(f"reshaped from {old} to {counted(new, 'rank')} (redistribute); ")
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -60,7 +60,7 @@ def test_the_reader_on_the_page_reads_what_is_written(
 
 @pytest.mark.parametrize("name", ["rice", "sign"])
 def test_the_examples_on_the_page_are_the_golden_messages(name: str) -> None:
-    example = re.search(rf"`[^`]*{name}\.hex`.*?```\n(.*?)```", PAGE, re.DOTALL)
+    example = re.search(rf"`[^`]*{name}\.hex`.*?```text\n(.*?)```", PAGE, re.DOTALL)
     assert example is not None
     shown = b""
     for line in example[1].splitlines():

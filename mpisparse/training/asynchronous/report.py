@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpisparse.runtime.runlog import SCHEMA, replace_file
+from mpisparse.files import write_text
+from mpisparse.runtime.runlog import SCHEMA, writes
+from mpisparse.version import __version__
 
 Fields = Mapping[str, Any]
 
 
 def write_rank(directory: Path, rank: int, step: int, fields: Fields) -> None:
     """Write the file of one rank, a single line; `step` are the updates of all ranks."""
-    (directory / "ranks").mkdir(exist_ok=True)
+    with writes(directory / "ranks"):
+        (directory / "ranks").mkdir(exist_ok=True)
     _write(directory / "ranks" / f"rank-{rank:05d}.jsonl", [{"step": step, **fields}])
 
 
 def write_metrics(directory: Path, ranks: int, evaluations: Sequence[Fields], end: Fields) -> None:
     """Write metrics.jsonl: a start, the evaluations, an end. For rank 0 alone, when all else is written."""
-    start = {"kind": "start", "step": 0, "ranks": ranks, "steps": end["updates"]}
+    start = {"kind": "start", "step": 0, "ranks": ranks, "steps": end["updates"], "mpisparse": __version__}
     middle = [{"kind": "evaluation", **evaluation} for evaluation in evaluations]
     _write(directory / "metrics.jsonl", [start, *middle, {"kind": "end", "step": end["updates"], **end}])
 
@@ -56,4 +59,5 @@ def summary_rows(evaluations: Sequence[Fields], end: Fields, numel: int, size: i
 
 def _write(path: Path, lines: Sequence[Fields]) -> None:
     text = "".join(json.dumps({"schema": SCHEMA, **line}, separators=(",", ":")) + "\n" for line in lines)
-    replace_file(path, lambda file: file.write(text))
+    with writes(path):
+        write_text(path, text)

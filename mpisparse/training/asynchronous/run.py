@@ -22,6 +22,7 @@ from mpisparse.training.asynchronous.shares import Shares
 from mpisparse.training.asynchronous.snapshots import Snapshot, Snapshots, objectives
 from mpisparse.training.asynchronous.worker import CompiledWorker, Record, StepwiseWorker, Worker, total
 from mpisparse.training.build import build_model, build_sparsifier, learning_rate_factor
+from mpisparse.training.command import Command
 from mpisparse.training.config import (
     DenseSparsifier,
     GsparSparsifier,
@@ -37,6 +38,8 @@ from mpisparse.training.directory import describe_optimum, describe_run, failure
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
+from mpisparse.version import __version__
+from mpisparse.words import counted
 
 #: Shares between two snapshots at least, so that these can be taken about when they are due.
 _SHARES_A_SNAPSHOT = 4
@@ -54,7 +57,7 @@ def run_asynchronous(
     *,
     run_dir: Path | None,
     resume: str,
-    command: str,
+    command: Command | None,
     quiet: bool,
 ) -> tuple[Path, dict[str, float], dict[str, Any]]:
     """Return the run directory, the last evaluation, and what the run came to. Collective.
@@ -86,6 +89,11 @@ def run_asynchronous(
         return result
 
 
+def check_asynchronous(comm: Communicator, config: RunConfig, data: Split) -> None:
+    """Raise the MpiSparseError that `run_asynchronous` would, as far as the configuration and the data tell."""
+    _Run(comm, config, data)
+
+
 class _Run:
     """The course of a run: all updates, then what was seen of them, then what is written down."""
 
@@ -113,7 +121,7 @@ class _Run:
         self.shares = Shares(samples, self.batch, self.updates, finest, config.seed, shuffle=training.shuffle)
 
     def finish(
-        self, directory: Path, optimum: Optimum | None, command: str, quiet: bool
+        self, directory: Path, optimum: Optimum | None, command: Command | None, quiet: bool
     ) -> tuple[Path, dict[str, float], dict[str, Any]]:
         """Make all updates, evaluate what was seen of them, and write it down. Collective."""
         comm = self.comm
@@ -193,25 +201,30 @@ class _Run:
             comm=self.comm,
             shared=self.config.checkpoint.shared,
         )
-        checkpointer.save(self.updates, {"model": self.model.state_dict(), "config": to_tree(self.config)})
+        about = {"config": to_tree(self.config), "mpisparse": __version__}
+        checkpointer.save(self.updates, {"model": self.model.state_dict(), **about})
 
     def _summarise(
-        self, console: Console, evaluations: list[dict[str, Any]], end: dict[str, Any], directory: Path, command: str
+        self,
+        console: Console,
+        evaluations: list[dict[str, Any]],
+        end: dict[str, Any],
+        directory: Path,
+        command: Command | None,
     ) -> None:
         size = self.comm.size
         rows = summary_rows(evaluations, end, self.model.weight.numel(), size)
         rows.append(("run directory", str(directory)))
-        change = "sparsifier.name=dense"
+        change = ["sparsifier.name=dense"]
         if self.config.sparsifier.name == "dense":
-            change = "sparsifier.name=gspar --set sparsifier.density=0.1"
-        launch = f"mpirun -n {size} " if size > 1 else ""
-        title = f"{self.config.name}: asynchronous, {self.rule!r}, {size} ranks"
-        console.summary(rows, title, f"To compare, try: {launch}{command} --set {change}")
+            change = ["sparsifier.name=gspar", "sparsifier.density=0.1"]
+        title = f"{self.config.name}: asynchronous, {self.rule!r}, {counted(size, 'rank')}"
+        console.summary(rows, title, "" if command is None else f"To compare, try: {command.changed(*change)}")
 
 
 def make_samples(section: LogisticModel, data: Dataset) -> Samples:
     """Return all samples as the compiled loop takes them, dense: 4 bytes an entry on every rank."""
-    inputs, targets = data.batch(torch.arange(len(data)))
+    inputs, targets = data.batch(torch.arange(len(data), device="cpu"))
     rows = np.ascontiguousarray(inputs.flatten(1).numpy())
     signs = np.where(targets.numpy() == 1, 1, -1).astype(np.float32)
     return Samples(rows, signs, isinstance(section, SvmModel), np.float32(curvature_of(section)))

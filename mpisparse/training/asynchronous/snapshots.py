@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mpisparse.comm import Communicator, Window
 from mpisparse.kernels.vectors import Vector
+from mpisparse.metrics import gather_doubles
 from mpisparse.sampler import shard_range
 from mpisparse.training.data import Dataset
 from mpisparse.training.models import MarginLoss
@@ -74,13 +75,13 @@ def objectives(
         loss: of margins; its own penalty is not looked at. curvature: the penalty is curvature / 2 * ||w||^2.
     """
     exact = torch.from_numpy(weights).double()
-    sums = torch.zeros(len(exact), dtype=torch.float64)
+    sums = torch.zeros(len(exact), dtype=torch.float64, device="cpu")
     mine = shard_range(len(data), comm.rank, comm.size)
     for start in range(mine.start, mine.stop, _BATCH):
-        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop)))
+        inputs, targets = data.batch(torch.arange(start, min(start + _BATCH, mine.stop), device="cpu"))
         scores = inputs.flatten(1).double() @ exact.T
         sums += loss.of_margins((2 * targets.double() - 1)[:, None] * scores).sum(0)
-    everyone = comm.allgather(sums.numpy().view(np.int64)).view(np.float64)
+    everyone = gather_doubles(comm, sums.numpy())
     penalties = curvature / 2 * exact.square().sum(1)
     found: list[float] = (everyone.sum(axis=0) / len(data) + penalties.numpy()).tolist()
     return found

@@ -17,7 +17,7 @@ class DigitsData(Section):
 
 
 class MnistData(Section):
-    """MNIST idx files in the folder `path`, plain or .gz."""
+    """MNIST idx files in the folder `path` or below it, plain or .gz."""
 
     name: Literal["mnist"]
     path: str
@@ -26,7 +26,7 @@ class MnistData(Section):
 
 
 class Cifar10Data(Section):
-    """CIFAR-10: a folder of original batches, or a file of JPEG images in HDF5."""
+    """CIFAR-10: a folder of original batches, their archive, or a file of JPEG images in HDF5."""
 
     name: Literal["cifar10"]
     path: str
@@ -35,12 +35,16 @@ class Cifar10Data(Section):
 
 
 class LibsvmData(Section):
-    """LIBSVM text files, plain or compressed; without `test` a fifth of `train` is held out."""
+    """LIBSVM text files, plain or compressed; without `test` a fifth of `train` is held out.
+
+    index_base: the index of the first feature; "auto" is 0 where the files hold an index 0, else 1.
+    """
 
     name: Literal["libsvm"]
     train: str
     test: str | None = None
     features: PositiveInt | None = None
+    index_base: Literal["auto", 0, 1] = "auto"
 
 
 class TextData(Section):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field, model_validator
 
-from mpisparse.training.section import DurationField, Section, unknown_key
+from mpisparse.training.section import DurationField, Section, unknown_key, unknown_name
 
 
 def optimizer_options() -> dict[str, set[str]]:
@@ -32,9 +32,7 @@ class Optimizer(Section):
     def _check_options(self) -> Optimizer:
         kinds = optimizer_options()
         if self.name not in kinds:
-            raise ValueError(
-                unknown_key(self.name, kinds).replace("unknown key", "no optimizer").replace("keys", "names")
-            )
+            raise ValueError(unknown_name("optimizer", self.name, kinds))
         for key in self.options:
             if key not in kinds[self.name]:
                 raise ValueError(f"{self.name}: {unknown_key(key, kinds[self.name])}")

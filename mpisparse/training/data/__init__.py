@@ -24,7 +24,13 @@ LOADERS: Mapping[str, Callable[..., Split]] = MappingProxyType(
     }
 )
 
+#: Where data sets come from that do not come with the package.
+HOMES: Mapping[str, str] = MappingProxyType(
+    {"cifar10": cifar10.HOME, "libsvm": libsvm.HOME, "mnist": mnist.HOME, "text": text.HOME}
+)
+
 __all__ = [
+    "HOMES",
     "LOADERS",
     "Dataset",
     "SparseDataset",

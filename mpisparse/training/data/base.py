@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpisparse.errors import ConfigError
+from mpisparse.words import counted
 
 #: Images at a time of which a histogram is taken, so that the temporary copy stays below 30 MB for CIFAR-10.
 _HISTOGRAM_IMAGES = 1024
@@ -64,7 +65,9 @@ class Dataset(ABC):
     def describe(self) -> str:
         """Return one line for a log: name, samples, shape of one sample, classes."""
         shape = "x".join(str(extent) for extent in self.input_shape)
-        return f"{self.name}: {len(self)} samples of {shape}, {self.num_classes} classes"
+        return (
+            f"{self.name}: {counted(len(self), 'sample')} of {shape}, {counted(self.num_classes, 'class', 'classes')}"
+        )
 
 
 class Split(NamedTuple):
@@ -121,8 +124,8 @@ def image_split(name: str, train: Images, test: Images, num_classes: int) -> Spl
             num_classes=num_classes,
             inputs=torch.from_numpy(images.pixels),
             targets=torch.from_numpy(images.labels.astype(np.int64)),
-            mean=torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1),
-            deviation=torch.tensor(deviation, dtype=torch.float32).reshape(-1, 1, 1),
+            mean=torch.tensor(mean, dtype=torch.float32, device="cpu").reshape(-1, 1, 1),
+            deviation=torch.tensor(deviation, dtype=torch.float32, device="cpu").reshape(-1, 1, 1),
         )
 
     return Split(part(train, "train"), part(test, "test"))

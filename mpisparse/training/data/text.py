@@ -11,7 +11,10 @@ from torch import Tensor
 
 from mpisparse.errors import ConfigError, DataError
 from mpisparse.training.data.base import Dataset, Split
-from mpisparse.training.data.files import opened
+from mpisparse.training.data.files import opened, without_mark
+
+#: Of Tiny Shakespeare, data/tinyshakespeare/input.txt; any other text does as well.
+HOME = "https://github.com/karpathy/char-rnn"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Vocabulary:
         """
         positions = {character: position for position, character in enumerate(self.characters)}
         try:
-            return torch.tensor([positions[character] for character in text], dtype=torch.int64)
+            return torch.tensor([positions[character] for character in text], dtype=torch.int64, device="cpu")
         except KeyError as error:
             raise DataError(f"character {error} is not among the {len(self.characters)} of the vocabulary") from error
 
@@ -70,7 +73,8 @@ def load(path: str | Path, *, length: int = 64, stride: int | None = None) -> Sp
     first and those of an end shorter than a window.
 
     Args:
-        path: a UTF-8 file, plain or .gz, .bz2 or .xz. Its vocabulary is every character of the whole file.
+        path: a UTF-8 file, plain or .gz, .bz2 or .xz. Its vocabulary is every character of the whole file, line ends
+            as they are; byte order marks are none.
         length: characters of a window, which is also the context of a model.
         stride: characters from one train window to the next; `length` (no overlap, each character predicted once an
             epoch) unless given.
@@ -98,11 +102,18 @@ def load(path: str | Path, *, length: int = 64, stride: int | None = None) -> Sp
 
 def _read(path: Path) -> str:
     with opened(path) as stream:
-        content = stream.read()
+        content = without_mark(path, stream.read())
     try:
-        return content.decode("utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): convert it, or give another file") from error
+    if "\0" in text:
+        raise DataError(
+            f"{path} holds a NUL character at position {text.index(chr(0))}, as UTF-16 and binary files do: convert it "
+            "to UTF-8 text, or give another file"
+        )
+    # A byte order mark between others is left from files that were joined.
+    return text.replace("\ufeff", "")
 
 
 def _tokenize(text: str) -> tuple[Tensor, Vocabulary]:

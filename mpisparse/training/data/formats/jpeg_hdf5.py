@@ -39,9 +39,10 @@ def read(path: Path, train_limit: int | None, test_limit: int | None) -> tuple[I
         DataError: the file is missing, damaged, refers to another file, or holds something else than is said above.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist: give the folder or file that holds the data")
+        raise DataError(f"{path.absolute()} does not exist: give the folder or file that holds the data")
     try:
-        with h5py.File(path, "r") as file:
+        # Nothing writes to it, so that no lock is needed, which not every file system has.
+        with h5py.File(path, "r", locking=False) as file:
             header = _array(path, file, "header", np.uint8).tobytes()
             return (
                 _read_split(path, file, "train", header, train_limit),

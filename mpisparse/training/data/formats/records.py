@@ -14,7 +14,7 @@ from mpisparse.training.data.files import read_at_most
 RECORD = 1 + 3 * 32 * 32
 #: The most records one file may hold: the whole train split.
 _LARGEST = 50_000
-_NAME = re.compile(r"(data_batch_\d+|test_batch)\b[^/]*\.bin(\.xz)?")
+NAME = re.compile(r"(data_batch_\d+|test_batch)\b[^/]*\.bin(\.xz)?")
 
 
 def find(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -27,7 +27,7 @@ def find(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not (match := _NAME.fullmatch(path.name)):
+        if not (match := NAME.fullmatch(path.name)):
             continue
         if (batch := match[1]) in found:
             raise DataError(f"{folder} holds {batch} twice, as {found[batch].name} and {path.name}: move one away")
@@ -45,12 +45,16 @@ def read(path: Path) -> Images:
     Raises:
         DataError: the file is missing, damaged, not whole records, or holds a label above 9.
     """
-    content = read_at_most(path, RECORD * _LARGEST + 1)
+    return parse(read_at_most(path, RECORD * _LARGEST + 1), str(path))
+
+
+def parse(content: bytes, where: str) -> Images:
+    """Return the images that the content of a file holds; `where` names it in errors."""
     count, rest = divmod(len(content), RECORD)
-    if rest or count == 0:
-        raise DataError(f"{path} holds {len(content)} bytes, not 1 to {_LARGEST} records of {RECORD}: fetch it again")
+    if rest or count == 0 or count > _LARGEST:
+        raise DataError(f"{where} holds {len(content)} bytes, not 1 to {_LARGEST} records of {RECORD}: fetch it again")
     records = np.frombuffer(content, np.uint8).reshape(count, RECORD)
     labels = records[:, 0]
     if labels.max() > 9:
-        raise DataError(f"{path}: record {int(labels.argmax())} has label {labels.max()}, not 0 to 9: fetch it again")
+        raise DataError(f"{where}: record {int(labels.argmax())} has label {labels.max()}, not 0 to 9: fetch it again")
     return Images(records[:, 1:].reshape(count, 3, 32, 32), labels)
