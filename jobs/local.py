@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -124,17 +125,34 @@ def _make(place: Path, index: int, command: list[str], options: Sequence[str]) -
         log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         try:
-            code = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PATH": path}
-            ).returncode
+            # In a group of its own, so that the terminal does not send Ctrl-C as well: two end MPICH's mpirun at once.
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": path},
+                process_group=0,
+            )
         except OSError as error:
             state.write_text(f"ended {ConfigError.exit_code}\n", encoding="utf-8")
             raise ConfigError(f"cannot start {command[0]}: {error.strerror}. Give another --launcher") from error
-        except KeyboardInterrupt:
-            code = 130
+        code = _wait(child)
     code = 128 - code if code < 0 else code
     _note(state, f"ended {code}\n")
     return code
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Return a run's exit code. Ctrl-C is passed on to the run, which saves: it is waited for. A second one ends it."""
+    interrupted = False
+    while True:
+        try:
+            code = child.wait()
+            return 130 if interrupted else code
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGKILL if interrupted else signal.SIGINT)
+            interrupted = True
 
 
 def _note(state: Path, text: str) -> None:

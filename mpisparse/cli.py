@@ -8,12 +8,13 @@
     mpisparse explain-hang runs/digits-001
 
 Exit codes: 0 done, 2 usage, 70 an invariant broke, 74 a rank did not come, 75 stopped with its state saved and to be
-started again, 78 configuration, data or launch.
+started again, 78 configuration, data or launch, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -58,17 +59,16 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
     """Train as CONFIG, a TOML file, says. Start it under mpirun or srun."""
     from mpisparse.comm import agreed
     from mpisparse.runtime import Preemption, start
-    from mpisparse.runtime.preemption import EXIT_CODE
     from mpisparse.training.command import Command
     from mpisparse.training.configfile import read_config
     from mpisparse.training.run import run_training
 
     # The run brings a watchdog of its own, which knows where to write.
-    comm, surroundings = start(watchdog=0)
+    comm, surroundings = start(watchdog=0, crash_directory=(run_dir or Path()) / "crash")
     with agreed(comm):
         run = read_config(config, settings)
     options = ("--allow-changes",) if allow_changes else ()
-    with Preemption() as preemption:
+    with Preemption(interrupts=False) as preemption:
         result = run_training(
             comm,
             surroundings,
@@ -79,7 +79,7 @@ def train(config: Path, settings: tuple[str, ...], run_dir: Path | None, resume:
             command=Command("train", config, settings, options, comm.size),
             preemption=preemption,
         )
-        raise SystemExit(EXIT_CODE if result.stopped else 0)
+        raise SystemExit(result.exit_code)
 
 
 @cli.command()
@@ -120,7 +120,7 @@ def sweep(
     from mpisparse.training.command import Command
     from mpisparse.training.sweep import run_sweep
 
-    comm, surroundings = start()
+    comm, surroundings = start(crash_directory=(run_dir or Path()) / "crash")
     with agreed(comm):
         plan = read_study(study, reduced=reduced, settings=settings)
     directory = run_dir or Path("runs") / plan.name
@@ -128,7 +128,7 @@ def sweep(
     options = [word for option, value in given.items() if value for word in (option, value) if word is not True]
     command = Command("sweep", study, settings, tuple(map(str, options)), comm.size).going_on(directory)
     try:
-        with Preemption() as preemption:
+        with Preemption(interrupts=False) as preemption:
             tally = run_sweep(
                 comm, surroundings, plan, directory, only=chosen, retry=retry, preemption=preemption, command=command
             )
@@ -226,6 +226,9 @@ def explain_hang(directory: Path) -> None:
 
 def main() -> None:
     """Run the command line. What goes wrong on all ranks is said once, by rank 0, and every rank exits alike."""
+    # A shell's script starts its background commands with Ctrl-C ignored; one that is sent on purpose is to count.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
@@ -235,9 +238,22 @@ def main() -> None:
             say_usage(error)
         raise SystemExit(error.exit_code) from None
     except (click.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
+        _leave_interrupted()
     except MpiSparseError as error:
         _leave(error)
+
+
+def _leave_interrupted() -> None:
+    """End the job with 130, after Ctrl-C where there was nothing to save: other ranks may be waiting for this one."""
+    from mpisparse.runtime.preemption import INTERRUPTED
+
+    if speaks():
+        say("mpisparse: interrupted", error=True)
+    if "mpi4py.MPI" in sys.modules:
+        from mpisparse.comm.abort import abort_job
+
+        abort_job(INTERRUPTED)
+    raise SystemExit(INTERRUPTED)
 
 
 def _leave(error: MpiSparseError) -> None:

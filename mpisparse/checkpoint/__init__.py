@@ -11,6 +11,7 @@ sink          the file that HDF5 writes through
 audit         what a file may hold
 hdf5          a tree in a file
 manifest      the files of a checkpoint, and their digests
+claim         which process writes to a directory
 directory     the checkpoints of a run
 saved         one on the disk, to be read by any number of ranks
 shared        one file for all ranks
@@ -26,6 +27,7 @@ writer        one made of another
 """
 
 from mpisparse.checkpoint.checkpointer import Checkpointer
+from mpisparse.checkpoint.claim import Claim, claimed
 from mpisparse.checkpoint.directory import list_checkpoints, step_of
 from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.faulty import FaultyDisk
@@ -41,6 +43,7 @@ from mpisparse.checkpoint.writer import write_alike
 
 __all__ = [
     "Checkpointer",
+    "Claim",
     "Disk",
     "FaultyDisk",
     "FileEntry",
@@ -52,6 +55,7 @@ __all__ = [
     "Restored",
     "Saved",
     "Tally",
+    "claimed",
     "find_checkpoints",
     "find_flaws",
     "list_checkpoints",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from time import perf_counter
 from types import TracebackType
 
 from mpisparse.arguments import require_callable, require_path, short
+from mpisparse.checkpoint.claim import Claim
 from mpisparse.checkpoint.directory import begin
 from mpisparse.checkpoint.disk import Disk, named
 from mpisparse.checkpoint.faulty import disk_of
@@ -43,7 +45,8 @@ class Checkpointer:
     - Tensors come back on the host, dense and without gradient: `load_state_dict` takes them from there.
     - The newest checkpoint is the one of the highest step. To go back to an earlier one, restore it by its path and
       save into another directory, or remove the later ones.
-    - The directory belongs to one job at a time: what another one is writing there would be taken for leftovers.
+    - The directory belongs to one job at a time, as what another one is writing there would be taken for leftovers:
+      others are refused from the first save until the checkpointer, or the process, is gone.
     - A crash at any moment leaves the checkpoints before it untouched. Saving a step that is there already keeps the
       old one until the new one is complete.
 
@@ -98,6 +101,8 @@ class Checkpointer:
         self._buffers = Buffers()
         self._going: Save | Outcome | None = None
         self._given_up: list[Save] = []
+        self._claim = Claim(self.directory)
+        weakref.finalize(self, self._claim.release)
 
     def save(self, step: int, replicated: Tree, per_rank: Tree = None) -> Path:
         """Return the directory of the new checkpoint, once it is on the disk. Collective.
@@ -132,6 +137,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: the state holds something that a file cannot.
+            ConfigError: another process is saving into the directory.
             RankMismatchError: the ranks are at different steps.
         """
         begun = perf_counter()
@@ -204,15 +210,21 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Finish a save that is going, and raise if it failed; abandon it when this rank alone has an error."""
-        if error is None:
-            outcome = self.finish()
-            if outcome is not None:
-                outcome.expect()
-        elif isinstance(error, MpiSparseError) and error.on_all_ranks:
-            self.finish()
-        else:
-            self.abandon()
+        """Finish a save that is going, and raise if it failed; abandon it when this rank alone has an error.
+
+        The directory is given back.
+        """
+        try:
+            if error is None:
+                outcome = self.finish()
+                if outcome is not None:
+                    outcome.expect()
+            elif isinstance(error, MpiSparseError) and error.on_all_ranks:
+                self.finish()
+            else:
+                self.abandon()
+        finally:
+            self._claim.release()
 
     def restore(self, which: str | Path = "auto", *, reshape: Reshape | None = None) -> Restored | None:
         """Return the newest checkpoint that is whole, or None when there has never been one. Collective.
@@ -242,7 +254,7 @@ class Checkpointer:
 
     def _begin(self, step: int) -> str:
         with named(f"no checkpoint can be written to {self.directory}"):
-            return str(begin(self.directory, step, self._disk))
+            return str(begin(self.directory, step, self._disk, self._claim))
 
     def _encode(self, replicated: Tree, per_rank: Tree, stamp: Stamp) -> dict[str, Encoded]:
         """Return what this rank's files are to hold, the replicated state first, as views where that is possible."""

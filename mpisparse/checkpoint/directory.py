@@ -4,6 +4,7 @@ step-00001000/            a checkpoint
 step-00001000.tmp/        one being written, or being removed
 step-00001000.replaced/   an older one of the same step, while a new one takes its place
 latest                    the name of the checkpoint written last
+owner.json                which process writes there, where that is no run's; see claim.py
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+from mpisparse.checkpoint.claim import Claim
 from mpisparse.checkpoint.disk import Disk
 from mpisparse.checkpoint.manifest import STEP_NAME
 
@@ -51,9 +53,14 @@ def _original(name: str) -> str:
     return name.removesuffix(_REPLACED)
 
 
-def begin(directory: Path, step: int, disk: Disk) -> Path:
-    """Return an empty temporary directory for the checkpoint of `step`, having cleared up after earlier crashes."""
+def begin(directory: Path, step: int, disk: Disk, claim: Claim) -> Path:
+    """Return an empty temporary directory for the checkpoint of `step`, having cleared up after earlier crashes.
+
+    Raises:
+        ConfigError: another process owns the directory: what lies there is no leftover of a crash, but its own.
+    """
     _make(directory, disk)
+    claim.take()
     for path in sorted(directory.iterdir()):
         if _LEFTOVER.fullmatch(path.name):
             remove(path, disk)

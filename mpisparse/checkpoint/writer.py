@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 
 from mpisparse.checkpoint.arrays import Array
+from mpisparse.checkpoint.claim import Claim
 from mpisparse.checkpoint.directory import begin, publish, remove, settle, step_name, write_durably
 from mpisparse.checkpoint.disk import Disk, reason
 from mpisparse.checkpoint.hdf5 import Encoded, write_encoded, write_tree
@@ -24,13 +25,14 @@ def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree], ranks: 
     """Return the new checkpoint in `directory`: the replicated state of `saved`, with other trees of ranks.
 
     Args:
-        directory: one of checkpoints; made if it is not there. No job may be saving there.
+        directory: one of checkpoints; made if it is not there.
         per_rank: the trees, in rank order.
         ranks: how many there are, so that they are taken one by one, and one at a time is in memory.
 
     Raises:
         CheckpointError: the directory has one of this step already, or something could not be written, which leaves
             everything as it was.
+        ConfigError: a job is saving there.
     """
     if ranks is None:
         per_rank = list(per_rank)
@@ -38,9 +40,9 @@ def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree], ranks: 
     final = directory.absolute() / step_name(saved.step)
     if final.exists():
         raise CheckpointError(f"{final} is there already: name another directory, or remove it first")
-    disk = Disk()
+    disk, claim = Disk(), Claim(final.parent)
     try:
-        temporary = begin(final.parent, saved.step, disk)
+        temporary = begin(final.parent, saved.step, disk, claim)
         try:
             published = _fill(temporary, saved, per_rank, ranks, disk)
         except BaseException:
@@ -49,6 +51,8 @@ def write_alike(saved: Saved, directory: Path, per_rank: Iterable[Tree], ranks: 
         settle(published, disk)
     except OSError as error:
         raise CheckpointError(f"no checkpoint can be written to {directory}: {reason(error)}") from error
+    finally:
+        claim.release()
     return published
 
 

@@ -25,6 +25,9 @@ from mpisparse.comm.recorder import ENDED
 from mpisparse.errors import MpiSparseError
 from mpisparse.words import visible
 
+#: The exit code after Ctrl-C, as shells have it.
+_INTERRUPTED = 130
+
 #: Seconds between looks whether the others have ended, too.
 _GOODBYE_PAUSE = 0.01
 
@@ -52,6 +55,9 @@ def install_abort_hook(rank: int, size: int, before: Callable[[], object] = lamb
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         report(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt):
+            # Other threads, and what a program does as it exits, may wait for ranks that are blocked in MPI.
+            abort_job(_INTERRUPTED)
         if size > 1:
             before()
             set_abort_status(error)
@@ -107,7 +113,9 @@ def _wait_for_others(leaving: Communicator, process: int, limit: float) -> None:
 
 
 def abort_job(code: int) -> None:
-    """End all ranks of the job with exit code `code`; return only when this process is the whole job."""
+    """End all ranks of the job with exit code `code`; return when MPI is not up or this process is the whole job."""
+    if not MPI.Is_initialized() or MPI.Is_finalized():
+        return
     if MPI.COMM_WORLD.Get_size() > 1:
         wait_until_heard(sys.stderr)
         MPI.COMM_WORLD.Abort(code)

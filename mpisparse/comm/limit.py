@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -56,9 +57,30 @@ def ended_after(seconds: float, words: str) -> Iterator[None]:
 
     A child watches: MPI starts inside a call that holds Python's lock, so that no thread could.
     """
-    if not seconds:
+    with interruptible():
+        if not seconds:
+            yield
+            return
+        with _watched(seconds, words):
+            yield
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the process at once inside the block, where Python would wait for a call of MPI to return."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _watched(seconds: float, words: str) -> Iterator[None]:
     alive, ours = os.pipe()
     with warnings.catch_warnings():
         # The child does nothing that threads of this process could have locked.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import atexit
 import platform
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from mpisparse.arguments import require_path
 from mpisparse.comm import Communicator, require_communicator, world
+from mpisparse.comm.launcher import promised_size
+from mpisparse.runtime.guard import Guard, is_guarded
 from mpisparse.runtime.machines import Machine, gather_places, machines_among
 from mpisparse.runtime.threads import share_cores
 from mpisparse.runtime.watchdog import DEFAULT_LIMIT, Watchdog
+from mpisparse.runtime.workers import shield_workers
 from mpisparse.terminal import say
 from mpisparse.version import __version__
 from mpisparse.words import counted
@@ -58,6 +62,7 @@ def init(
     - Copies that a launcher started side by side without knowing of each other are refused.
     - Threads are set to this rank's share of the cores, unless OMP_NUM_THREADS is set.
     - Rank 0 says on stderr what it found.
+    - A rank whose launcher is gone, or that Ctrl-C finds blocked in MPI, ends within seconds (see `Guard`).
     - A rank that does not come where the others wait for it ends the job, after a time (see `Watchdog`).
     - Called again, it returns another communicator of the same ranks, and its options take the place of the earlier.
 
@@ -86,8 +91,9 @@ def start(
 ) -> tuple[Communicator, Surroundings]:
     """Return what `init` returns, and what it found."""
     if comm is None:
+        shield_workers()
         comm = world()
-        _end_together(comm, watchdog)
+        _end_together(comm, watchdog, crash_directory.absolute())
         _watch(comm, Watchdog(comm, limit=watchdog, directory=crash_directory.absolute()))
     place = comm.describe()
     places = gather_places(comm, place.node)
@@ -110,13 +116,16 @@ def start(
     return comm, surroundings
 
 
-def _end_together(comm: Communicator, limit: float) -> None:
+def _end_together(comm: Communicator, limit: float, directory: Path) -> None:
     """Have this process end the job if it fails, and wait for the others if it does not. Collective."""
     from mpisparse.comm.abort import install_abort_hook, install_goodbye
 
     # Twice: it may be left alone for the limit before a rank waits for it, which takes the limit again.
     goodbye = install_goodbye(comm, 2 * (limit or DEFAULT_LIMIT)) if comm.size > 1 else None
     install_abort_hook(comm.rank, comm.size, lambda: atexit.unregister(goodbye) if goodbye else None)
+    in_main = threading.current_thread() is threading.main_thread()
+    if promised_size() is not None and in_main and not is_guarded():
+        Guard(comm, directory).start()
 
 
 def _watch(comm: Communicator, watchdog: Watchdog) -> None:

@@ -96,7 +96,7 @@ def verify(which: Path) -> None:
 @click.option("--keep", type=click.IntRange(min=1), required=True, metavar="N", help="How many of the newest stay.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 def prune(which: Path, keep: int, dry_run: bool) -> None:
-    """Remove all but the newest checkpoints of a run that no job is writing.
+    """Remove all but the newest checkpoints of a run; one that a job is writing to is refused.
 
     The newest whose digests hold stays in any case, and so does the one that `latest` names.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mpisparse.checkpoint import find_checkpoints, find_flaws
+from mpisparse.checkpoint import Claim, find_checkpoints, find_flaws
 from mpisparse.checkpoint.directory import discard
 from mpisparse.checkpoint.disk import Disk, reason
 from mpisparse.errors import CheckpointError
@@ -28,14 +28,19 @@ def doomed(which: Path, keep: int) -> list[Path]:
 
 
 def remove_all(paths: list[Path]) -> None:
-    """Remove checkpoints. A crash leaves whole ones and what no reader takes for one.
+    """Remove checkpoints of one directory. A crash leaves whole ones and what no reader takes for one.
 
     Raises:
         CheckpointError: one could not be removed; those before it are.
+        ConfigError: a job is saving there.
     """
     disk = Disk()
     for path in paths:
+        claim = Claim(path.parent)
         try:
+            claim.take()
             discard(path, disk)
         except OSError as error:
             raise CheckpointError(f"{path} could not be removed: {reason(error)}") from error
+        finally:
+            claim.release()

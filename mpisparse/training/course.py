@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -12,14 +13,14 @@ from mpisparse.comm import Communicator, from_root, gather_json
 from mpisparse.errors import NonFiniteError
 from mpisparse.phases import NAMES
 from mpisparse.runtime import Preemption
-from mpisparse.runtime.preemption import EXIT_CODE
+from mpisparse.runtime.preemption import exit_code_of
 from mpisparse.runtime.runlog import RunLog
 from mpisparse.training.command import Command
 from mpisparse.training.config import RunConfig
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console, summary_rows
 from mpisparse.training.data import Dataset
-from mpisparse.training.evaluate import evaluate, objective
+from mpisparse.training.evaluate import CutShortError, evaluate, objective
 from mpisparse.training.optimum import Optimum
 from mpisparse.training.saving import Saving
 from mpisparse.training.trainer import Trainer
@@ -34,17 +35,14 @@ class Result:
     That is what `summary_rows` takes, or for an asynchronous run the fields of its log's last line.
 
     stopped: why the run ended before its time, with its state saved; empty when it did not.
+    exit_code: of the command, were this its only run.
     """
 
     directory: Path
     metrics: dict[str, float]
     totals: dict[str, Any]
     stopped: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """Return what the command exits with, were this its only run."""
-        return EXIT_CODE if self.stopped else 0
+    exit_code: int = 0
 
 
 class Course:
@@ -60,11 +58,12 @@ class Course:
         checkpointer: Checkpointer,
         optimum: Optimum | None,
         preemption: Preemption,
+        check_claim: Callable[[], None],
     ) -> None:
         per_epoch = trainer.sampler.steps_per_epoch
         self.comm, self.config, self.directory = comm, config, directory
         self.trainer, self.test = trainer, test
-        self.optimum, self.preemption = optimum, preemption
+        self.optimum, self.preemption, self.check_claim = optimum, preemption, check_claim
         # Those done count as they were done, by whatever number of ranks; those left by this one's epochs.
         self.steps = trainer.steps_done + config.training.length.steps(per_epoch) - trainer.progress
         self.log = RunLog(directory, comm, trainer.steps_done)
@@ -83,7 +82,6 @@ class Course:
         trainer, comm = self.trainer, self.comm
         if trainer.steps_done < self.steps:
             self.log.event("start", trainer.steps_done, ranks=comm.size, steps=self.steps, mpisparse=__version__)
-        metrics: dict[str, float] | None = None
         with Console(comm.rank == 0 and not quiet, self.steps, trainer.steps_done) as console:
             console.say(f"{trainer.data.describe()} | {trainer.optimizer.describe()}")
             console.say(resumed or f"writing to {self.directory}")
@@ -91,25 +89,9 @@ class Course:
                 console.say(f"after an interruption, go on with: {command.going_on(self.directory)}")
             trainer.optimizer.say_with(console.say)
             self.saving.say_with(console.say)
-            if self.config.training.objective and trainer.steps_done == 0 < self.steps:
-                self._evaluate(console)
-            if self._evaluation_was_left_out():
-                metrics = self._evaluate(console)
-            while trainer.steps_done < self.steps:
-                self._step()
-                done = trainer.steps_done
-                if trainer.optimizer.stopping:
-                    return self._stop(console, command)
-                evaluates = trainer.is_due(self.config.training.evaluate)
-                if done % self.config.training.log_every == 0 or evaluates or done == self.steps:
-                    self._flush(console)
-                metrics = self._evaluate(console) if evaluates else None
-                if trainer.is_due(self.config.checkpoint.every):
-                    # A resumed run takes up the log where it takes up the state: nothing may be missing in between.
-                    self._flush(console)
-                    self.log.sync()
-                    self.saving.start(done)
-            metrics = metrics or self._evaluate(console)
+            metrics = self._train(console)
+            if metrics is None:
+                return self._stop(console, command)
         self.saving.last(trainer.steps_done)
         totals = {name: self.totals[name] for name in ("steps", "count", "entries", "skipped")}
         moved = {f"{name}_bytes": self.totals[name] for name in ("payload", "received", "dense")}
@@ -120,8 +102,36 @@ class Course:
         self._summarise(console, metrics, command)
         return Result(self.directory, metrics, self.totals)
 
+    def _train(self, console: Console) -> dict[str, float] | None:
+        """Take the steps that are left, and return the last evaluation; None when a rank is to stop. Collective."""
+        trainer = self.trainer
+        metrics: dict[str, float] | None = None
+        try:
+            if self.config.training.objective and trainer.steps_done == 0 < self.steps:
+                self._evaluate(console)
+            if self._evaluation_was_left_out():
+                metrics = self._evaluate(console)
+            while trainer.steps_done < self.steps:
+                self._step()
+                done = trainer.steps_done
+                if trainer.optimizer.stopping:
+                    return None
+                evaluates = trainer.is_due(self.config.training.evaluate)
+                if done % self.config.training.log_every == 0 or evaluates or done == self.steps:
+                    self._flush(console)
+                metrics = self._evaluate(console) if evaluates else None
+                if trainer.is_due(self.config.checkpoint.every):
+                    # A resumed run takes up the log where it takes up the state: nothing may be missing in between.
+                    self._flush(console)
+                    self.log.sync()
+                    self.saving.start(done)
+            return metrics or self._evaluate(console)
+        except CutShortError:
+            return None
+
     def _step(self) -> None:
         """Take one step, after asking whether this rank's job is to end."""
+        self.check_claim()
         trainer, begin = self.trainer, perf_counter()
         if self.preemption.reason:
             trainer.optimizer.request_stop()
@@ -150,7 +160,7 @@ class Course:
         self.log.close()
         following = "" if command is None else f"; go on with: {command.going_on(self.directory)}"
         console.say(f"stopped after step {step} of {self.steps} ({told}): the state is saved{following}")
-        return Result(self.directory, {}, self.totals, stopped=told)
+        return Result(self.directory, {}, self.totals, told, exit_code_of(reasons))
 
     def _evaluation_was_left_out(self) -> bool:
         """Return True when the run was stopped where an evaluation was due, which has not been made since."""
@@ -185,11 +195,14 @@ class Course:
             self.totals["mended"] += 1
             self.log.event("mended", self.trainer.steps_done, tensors=list(found.tensors), ranks=list(found.ranks))
 
+    def _stops(self) -> str:
+        return self.preemption.reason
+
     def _evaluate(self, console: Console) -> dict[str, float]:
         trainer = self.trainer
-        metrics = evaluate(self.comm, trainer.model, trainer.loss, self.test)
+        metrics = evaluate(self.comm, trainer.model, trainer.loss, self.test, self._stops)
         if self.config.training.objective:
-            metrics["objective"] = objective(self.comm, trainer.model, trainer.loss, trainer.data)
+            metrics["objective"] = objective(self.comm, trainer.model, trainer.loss, trainer.data, self._stops)
         if self.optimum is not None:
             metrics["suboptimality"] = metrics["objective"] - self.optimum.objective
         # Rank 0's log knows; the others write none.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,14 +115,19 @@ def record_end(comm: Communicator, directory: Path, step: int, exit_code: int = 
     from_root(comm, write)
 
 
-def record_failure(comm: Communicator, directory: Path, error: MpiSparseError) -> None:
-    """Write end.json after an error that all ranks raised alike. Does nothing but on rank 0; not collective."""
-    if comm.rank == 0 and error.on_all_ranks:
-        # The error itself is on its way, and says more than a disk that does not take its record.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            last = last_line(directory / "metrics.jsonl")
-            step = int(json.loads(last)["step"]) if last else 0
-            _write_end(comm, directory, "failed", error.exit_code, step, f"{type(error).__name__}: {error}")
+@contextmanager
+def failure_recorded(comm: Communicator, directory: Path) -> Iterator[None]:
+    """Write end.json where the block ends by an error that all ranks raise alike. Not collective."""
+    try:
+        yield
+    except MpiSparseError as error:
+        if comm.rank == 0 and error.on_all_ranks:
+            # The error is on its way, and says more than a disk that does not take its record.
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                last = last_line(directory / "metrics.jsonl")
+                step = int(json.loads(last)["step"]) if last else 0
+                _write_end(comm, directory, "failed", error.exit_code, step, f"{type(error).__name__}: {error}")
+        raise
 
 
 def _write_end(comm: Communicator, directory: Path, status: str, exit_code: int, step: int, reason: str) -> None:

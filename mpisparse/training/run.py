@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 
-from mpisparse.checkpoint import Checkpointer, Restored, find_checkpoints, list_checkpoints, step_of
+from mpisparse.checkpoint import Checkpointer, Restored, claimed, find_checkpoints, list_checkpoints, step_of
 from mpisparse.checkpoint.restore import restore
 from mpisparse.comm import Communicator, agreed, from_root
 from mpisparse.errors import CheckpointError, ConfigError, MpiSparseError
@@ -25,9 +25,9 @@ from mpisparse.training.directory import (
     check_same_run,
     describe_optimum,
     describe_run,
+    failure_recorded,
     open_directory,
     record_end,
-    record_failure,
 )
 from mpisparse.training.kept import Kept
 from mpisparse.training.reshape import Reshaper
@@ -78,34 +78,40 @@ def run_training(
             )
             return Result(*outcome)
         trainer = build_trainer(config, data, comm, phases, say=ignore if quiet else None)
-        there = run_dir is not None and from_root(comm, lambda: os.path.isdir(run_dir))
-        if there:  # Nobody else may go on there from the checkpoint that is read next.
-            open_directory(comm, config, run_dir)
-        # Dropout must differ between ranks, and nothing before this may.
-        torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
-        resumed = _resume(comm, trainer, run_dir, resume, config, allow_changes)
-        directory = run_dir if there and run_dir is not None else open_directory(comm, config, run_dir)
-        watchdog.directory = directory.absolute() / "crash"
-        checkpointer = Checkpointer(
-            directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
-        )
-        with agreed(comm):
-            if comm.rank == 0:
-                describe_run(directory, config, surroundings)
-                if optimum is not None:
-                    describe_optimum(directory, optimum)
-        preemption = preemption or Preemption()
-        preemption.time_limit = config.training.time_limit
-        try:
+        with ExitStack() as held:
+            there = run_dir is not None and from_root(comm, lambda: os.path.isdir(run_dir))
+            if there:  # Nobody else may go on there from the checkpoint that is read next.
+                directory = open_directory(comm, config, run_dir)
+                check_claim = held.enter_context(claimed(comm, directory))
+                from_root(comm, lambda: _check_resume(run_dir, resume))
+            # Dropout must differ between ranks, and nothing before this may.
+            torch.manual_seed((config.seed * 2**20 + comm.rank) % 2**63)
+            resumed = _resume(comm, trainer, run_dir, resume, config, allow_changes)
+            if not there:
+                directory = open_directory(comm, config, run_dir)
+                check_claim = held.enter_context(claimed(comm, directory))
+                from_root(comm, lambda: _check_still_new(directory))
+            watchdog.directory = directory.absolute() / "crash"
+            checkpointer = Checkpointer(
+                directory / "checkpoints", keep=config.checkpoint.keep, comm=comm, shared=config.checkpoint.shared
+            )
+            with agreed(comm):
+                if comm.rank == 0:
+                    describe_run(directory, config, surroundings)
+                    if optimum is not None:
+                        describe_optimum(directory, optimum)
+            preemption = preemption or Preemption()
+            preemption.time_limit = config.training.time_limit
+            held.enter_context(failure_recorded(comm, directory))
+            held.enter_context(preemption.holding_interrupts())
             with checkpointer, _saying_how_to_go_on(command, directory):
-                run = Course(comm, config, directory, trainer, data.test, checkpointer, optimum, preemption)
+                run = Course(
+                    comm, config, directory, trainer, data.test, checkpointer, optimum, preemption, check_claim
+                )
                 with closing(run.log):
                     result = run.finish(resumed, command, quiet)
-        except MpiSparseError as error:
-            record_failure(comm, directory, error)
-            raise
-        record_end(comm, directory, trainer.steps_done, result.exit_code, result.stopped)
-        return result
+            record_end(comm, directory, trainer.steps_done, result.exit_code, result.stopped)
+            return result
 
 
 @contextmanager
@@ -172,6 +178,15 @@ def _check_resume(run_dir: Path | None, resume: str) -> None:
             )
     elif resume != "auto":
         find_checkpoints(resume)
+
+
+def _check_still_new(directory: Path) -> None:
+    """Raise ConfigError where another run has been made since this one saw that there was none. For rank 0 alone."""
+    if list_checkpoints(directory / "checkpoints"):
+        raise ConfigError(
+            f"another run was made in {directory} while this one began: start this one again to go on from it, or use "
+            "another --run-dir"
+        )
 
 
 def _refuse_two_courses(directory: Path, restored: Restored) -> None:

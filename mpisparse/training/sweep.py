@@ -12,6 +12,7 @@ from mpisparse.errors import ConfigError, DataError, LaunchError, MpiSparseError
 from mpisparse.runtime import Preemption, Surroundings
 from mpisparse.runtime.preemption import EXIT_CODE
 from mpisparse.training.console import SweepConsole
+from mpisparse.training.course import Result
 from mpisparse.training.kept import Kept
 from mpisparse.training.run import run_training
 from mpisparse.training.study import Planned, Study
@@ -28,18 +29,20 @@ class Tally:
 
     failed: by directory of the run.
     stopped: why the sweep ended before its last run, with the state of the one it was at saved; empty when it did not.
+    stopped_code: what it exits with then.
     """
 
     done: int = 0
     before: int = 0
     failed: dict[str, Failure] = field(default_factory=dict)
     stopped: str = ""
+    stopped_code: int = EXIT_CODE
 
     @property
     def exit_code(self) -> int:
         """Return 0, unless a run failed otherwise than by diverging, or the sweep is to be started again."""
         if self.stopped:
-            return EXIT_CODE
+            return self.stopped_code
         return next((failure.exit_code for failure in self.failed.values() if not failure.diverged), 0)
 
 
@@ -89,9 +92,9 @@ def run_sweep(
                 if command:
                     error.add_note(f"what is finished is kept; go on with: {command}")
                 raise
-            if isinstance(found, str):
-                tally.stopped = found
-                console.say(f"stopped in {run.directory} ({found}): its state is saved{following}")
+            if isinstance(found, Result):
+                tally.stopped, tally.stopped_code = found.stopped, found.exit_code
+                console.say(f"stopped in {run.directory} ({found.stopped}): its state is saved{following}")
                 return tally
             if isinstance(found, Failure):
                 tally.failed[run.directory] = found
@@ -110,18 +113,21 @@ def _make(
     path: Path,
     kept: Kept,
     preemption: Preemption | None,
-) -> dict[str, float] | Failure | str:
-    """Return a run's last evaluation, or how it failed on all ranks alike, or why it was stopped. Collective."""
+) -> dict[str, float] | Failure | Result:
+    """Return a run's last evaluation, or how it failed on all ranks alike, or what it came to when it was stopped.
+
+    Collective.
+    """
     from_root(comm, partial(forget_failure, path))
     # What the run duplicates goes with it: MPI has room for about two thousand communicators. After an error that other
     # ranks do not know of, giving back would wait for them, and is left out.
     scope = comm.duplicate()
-    found: dict[str, float] | Failure | str
+    found: dict[str, float] | Failure | Result
     try:
         result = run_training(
             scope, surroundings, run.config, run_dir=path, kept=kept, quiet=True, preemption=preemption
         )
-        found = result.stopped or result.metrics
+        found = result if result.stopped else result.metrics
     except MpiSparseError as error:
         if not error.on_all_ranks or isinstance(error, _ENDING):
             raise

@@ -106,12 +106,17 @@ def test_a_signal_to_a_rank_saves_once_and_the_same_command_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    "numbers", [(signal.SIGUSR1, signal.SIGUSR1), pytest.param((signal.SIGTERM,), marks=pytest.mark.long)]
+    ("numbers", "code"),
+    [
+        ((signal.SIGUSR1, signal.SIGUSR1), 75),
+        ((signal.SIGINT,), 130),
+        pytest.param((signal.SIGTERM, signal.SIGTERM), 75, marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_to_the_launcher_stops_a_run_that_saves_all_the_time(
-    tmp_path: Path, numbers: tuple[signal.Signals, ...]
+    tmp_path: Path, numbers: tuple[signal.Signals, ...], code: int
 ) -> None:
-    """Twice is as good as once; most of the time of these runs goes into saving."""
+    """Twice is as good as once; most of the time of these runs goes into saving. Ctrl-C saves as well."""
 
     def tell(launcher: int) -> None:
         for number in numbers:
@@ -120,9 +125,11 @@ def test_a_signal_to_the_launcher_stops_a_run_that_saves_all_the_time(
 
     every = ("training.length=100000 steps", "training.log_every=1", "checkpoint.every=1 step", "checkpoint.keep=2")
     outcome = train_and(tell, tmp_path, *every)
-    assert outcome.code == 75, outcome.text
+    assert outcome.code == code, outcome.text
     newest = list_checkpoints(tmp_path / "out" / "checkpoints")[-1]
-    assert verify(newest).step == read_lines(tmp_path / "out" / "metrics.jsonl")[-1]["step"]
+    step = read_lines(tmp_path / "out" / "metrics.jsonl")[-1]["step"]
+    assert verify(newest).step == step
+    assert end_of(tmp_path / "out")[:3] == ("stopped", code, step)
 
 
 @pytest.mark.long

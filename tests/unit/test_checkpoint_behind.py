@@ -26,6 +26,7 @@ from mpisparse.errors import CheckpointError, MpiSparseError, alike
 from mpisparse.faults import DiskFault
 from tests.launch import run
 from tests.unit.disks import BrokenDisk, GatedDisk
+from tests.unit.test_checkpoint_checkpointer import names
 from tests.unit.test_checkpoint_tree import same
 
 SIZES = [1, 2, 3, 4]
@@ -190,7 +191,7 @@ def test_a_failed_save_is_told_to_all_and_the_next_one_works(failing: int, tmp_p
     (message,) = set(run_ranks(3, rank))
     assert message.startswith(f"rank {failing} of 3: ")
     assert message.endswith("No space left on device")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000003"]
+    assert names(tmp_path) == ["latest", "step-00000001", "step-00000003"]
 
 
 def test_a_restore_tells_of_the_save_that_failed_before_it(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_an_error_of_this_rank_abandons_a_save_and_harms_nothing(tmp_path: Path)
         assert restored is not None
         assert (restored.step, restored.replicated, restored.skipped) == (1, {"take": 1}, [])
     assert checkpointer.save(2, {"take": 2}).name == "step-00000002"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000002"]
+    assert names(tmp_path) == ["latest", "step-00000001", "step-00000002"]
 
 
 def test_an_error_of_all_ranks_lets_a_save_end(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tests.unit.disks import (
     quick_directory,
     save_all,
 )
+from tests.unit.test_checkpoint_checkpointer import names
 
 ERRORS = ["ENOSPC", "EDQUOT", "EROFS", "EIO", "short"]
 
@@ -116,8 +117,8 @@ def test_everything_is_on_the_disk_before_anything_depends_on_it(case: str, way:
     operations = disks[0].operations
     temporary = directory / f"step-{step:08d}.tmp"
     written = (["state.h5", "ranks.h5"], []) if way == "shared" else (["state.h5", "rank-00000.h5"], ["rank-00001.h5"])
-    for rank, names in enumerate(written):
-        for name in names:
+    for rank, own_files in enumerate(written):
+        for name in own_files:
             own = [operation for operation, path in disks[rank].operations if path == temporary / name]
             assert (own[0], own[-1]) == ("create", "sync")
     if way == "shared":
@@ -174,7 +175,7 @@ def test_the_environment_makes_one_operation_of_one_save_fail(tmp_path: Path, mo
     with pytest.raises(CheckpointError, match=r"^state\.h5 cannot be written to .*: Disk quota exceeded$"):
         checkpointer.save(2, {"take": 2})
     assert checkpointer.save(3, {"take": 3}).name == "step-00000003"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001", "step-00000003"]
+    assert names(tmp_path) == ["latest", "step-00000001", "step-00000003"]
 
 
 def test_a_disk_without_faults_is_an_ordinary_one(monkeypatch: pytest.MonkeyPatch) -> None:

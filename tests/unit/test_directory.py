@@ -10,7 +10,7 @@ import pytest
 
 from mpisparse.comm import Communicator, run_ranks, solo
 from mpisparse.errors import CheckpointError, NonFiniteError, alike
-from mpisparse.training.directory import record_end, record_failure
+from mpisparse.training.directory import failure_recorded, record_end
 
 
 def end(directory: Path) -> dict[str, Any]:
@@ -42,10 +42,12 @@ def test_slurms_job_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_error_of_all_ranks_is_recorded_and_one_of_a_rank_is_not(tmp_path: Path) -> None:
-    record_failure(solo(), tmp_path, NonFiniteError("on this rank"))
+    with pytest.raises(NonFiniteError), failure_recorded(solo(), tmp_path):
+        raise NonFiniteError("on this rank")
     assert not (tmp_path / "end.json").exists()
     (tmp_path / "metrics.jsonl").write_text('{"kind":"step","step":9}\n')
-    record_failure(solo(), tmp_path, alike(NonFiniteError("on rank 1")))
+    with pytest.raises(NonFiniteError), failure_recorded(solo(), tmp_path):
+        raise alike(NonFiniteError("on rank 1"))
     assert (end(tmp_path)["status"], end(tmp_path)["exit_code"], end(tmp_path)["step"]) == ("failed", 70, 9)
     assert end(tmp_path)["reason"] == "NonFiniteError: on rank 1"
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import mpisparse as ms
 from mpisparse.comm import Communicator, run_ranks
-from mpisparse.runtime.preemption import SIGNALS
+from mpisparse.runtime.preemption import SIGNALS, exit_code_of
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -43,17 +43,49 @@ def test_a_program_that_leaves_is_not_killed_by_a_signal_sent_twice() -> None:
     assert done.returncode == 75, done.stderr
 
 
-def test_a_second_sigterm_ends_the_process() -> None:
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGUSR1"])
+def test_what_schedulers_send_twice_is_noted_once(number: str) -> None:
+    """A launcher passes on what its ranks got as well; whoever saves meanwhile is to save to the end."""
     program = (
         "import os, signal, mpisparse\n"
-        "with mpisparse.Preemption():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('still there', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('too long', flush=True)\n"
+        "with mpisparse.Preemption() as preemption:\n"
+        "    for _ in range(3):\n"
+        f"        os.kill(os.getpid(), signal.{number})\n"
+        "    print(preemption.reason, preemption.exit_code)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "still there\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{number} 75\n"), done.stderr
+
+
+def test_a_second_ctrl_c_ends_the_program_and_the_same_one_sent_twice_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    with ms.Preemption() as preemption:
+        monkeypatch.setattr("mpisparse.runtime.preemption.monotonic", lambda: now[0])
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert (preemption.reason, preemption.exit_code) == ("SIGINT", 130)
+        now[0] += 5
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_is_noted_only_where_there_is_something_to_save() -> None:
+    with ms.Preemption(interrupts=False) as preemption:
+        assert preemption.interrupts_that_end == 1
+        with preemption.holding_interrupts():
+            assert preemption.interrupts_that_end == 2
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reason == ""
+        with preemption.holding_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reason == "SIGINT"
+
+
+@pytest.mark.parametrize("reasons", [["", "SIGINT"], ["SIGTERM", "SIGINT"], ["SIGINT", "3 s are left"]])
+def test_one_rank_at_the_keyboard_is_enough_for_130(reasons: list[str]) -> None:
+    assert exit_code_of(reasons) == 130
+    assert exit_code_of(["", "SIGTERM", "3 s are left"]) == 75
 
 
 def test_time_is_kept_back_for_the_longest_step_and_save() -> None:

@@ -22,7 +22,7 @@ from mpisparse.training.build import (
     learning_rate_factor,
 )
 from mpisparse.training.configfile import parse_config
-from mpisparse.training.evaluate import evaluate
+from mpisparse.training.evaluate import CutShortError, evaluate
 from mpisparse.training.trainer import Trainer
 
 _SEEDED = Lock()
@@ -143,6 +143,22 @@ def test_evaluation_counts_every_sample_once(size: int) -> None:
     for metrics in run_ranks(size, one):
         assert metrics["accuracy"] == alone["accuracy"]
         assert metrics["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_evaluation_is_cut_short_on_all_ranks(size: int) -> None:
+    """One rank is to stop; nothing of the sums is returned anywhere."""
+
+    def law(comm: Communicator) -> None:
+        trainer = make(comm)
+        model, loss, data = trainer.model, trainer.loss, DIGITS.test
+        whole = evaluate(comm, model, loss, data)
+        with pytest.raises(CutShortError):
+            evaluate(comm, model, loss, data, lambda: comm.rank == size - 1)
+        assert evaluate(comm, model, loss, data) == whole
+        assert model.training
+
+    run_ranks(size, law)
 
 
 def test_normalisation_is_evaluated_with_mean_statistics_and_left_alone() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mpisparse import random
-from mpisparse.checkpoint import Checkpointer
+from mpisparse.checkpoint import Checkpointer, claimed
 from mpisparse.comm import Communicator, SharedWindow, Window, agreed, gather_json
 from mpisparse.errors import ConfigError
 from mpisparse.kernels import linear
@@ -34,7 +34,7 @@ from mpisparse.training.config import (
 from mpisparse.training.configfile import to_tree
 from mpisparse.training.console import Console
 from mpisparse.training.data import Dataset, Split
-from mpisparse.training.directory import describe_optimum, describe_run, open_directory, record_end
+from mpisparse.training.directory import describe_optimum, describe_run, failure_recorded, open_directory, record_end
 from mpisparse.training.evaluate import evaluate
 from mpisparse.training.models import LinearSVM, LogisticRegression, MarginLoss
 from mpisparse.training.optimum import Optimum
@@ -73,16 +73,20 @@ def run_asynchronous(
             raise ConfigError(f"--resume {resume}: an asynchronous run is made in one go, leave this out")
         run = _Run(comm, config, data)
     directory = open_directory(comm, config, run_dir)
-    with agreed(comm):
-        if (directory / "metrics.jsonl").exists():
-            raise ConfigError(f"{directory} holds a run, and an asynchronous one cannot go on: use another --run-dir")
-        if comm.rank == 0:
-            describe_run(directory, config, surroundings)
-            if optimum is not None:
-                describe_optimum(directory, optimum)
-    result = run.finish(directory, optimum, command, quiet)
-    record_end(comm, directory, run.updates)
-    return result
+    with claimed(comm, directory):
+        with agreed(comm):
+            if (directory / "metrics.jsonl").exists():
+                raise ConfigError(
+                    f"{directory} holds a run, and an asynchronous one cannot go on: use another --run-dir"
+                )
+            if comm.rank == 0:
+                describe_run(directory, config, surroundings)
+                if optimum is not None:
+                    describe_optimum(directory, optimum)
+        with failure_recorded(comm, directory):
+            result = run.finish(directory, optimum, command, quiet)
+        record_end(comm, directory, run.updates)
+        return result
 
 
 def check_asynchronous(comm: Communicator, config: RunConfig, data: Split) -> None:
