@@ -27,6 +27,10 @@ _LAUNCHERS = {"mpirun": {"-n"}, "srun": {"-n", "-N"}}
 _COMMANDS = {"mpisparse": mpisparse_cli, "analysis": analysis_cli, "jobs": jobs_cli}
 
 
+#: What a block has that is a program of its own, and is started as one.
+WHOLE = "if __name__ == "
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block. line: of its first line in the page, from 1."""

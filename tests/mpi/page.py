@@ -8,11 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from tests.pages import block_of, parse
+from tests.pages import WHOLE, block_of, parse
 from tests.paths import CHECKOUT
-
-#: Blocks that begin so are run in another way, see tests/mpi/test_pages.py.
-PROGRAMS = ("import sys\n",)
 
 #: What stands for `...` in fragments of a loop: the body of the loop that the page shows before.
 BODY = """\
@@ -63,7 +60,7 @@ def main(page: str) -> None:
     if page == "docs/user-guide.md":
         document.namespace.update(world())
     for example in document.examples():
-        if block_of(example).language != "python" or example.parsed.startswith(PROGRAMS):
+        if block_of(example).language != "python" or WHOLE in example.parsed:
             continue
         space = document.namespace
         space["done"] = 0

@@ -27,6 +27,7 @@ from mpisparse.training.study import Launch, read_study
 from tests import launch
 from tests.pages import (
     PAGES,
+    WHOLE,
     Block,
     all_blocks,
     command_lines,
@@ -89,7 +90,9 @@ RULES = [
     Rule(r"jobs submit .*--(render|run-dir)", "run"),
     Rule(r"jobs submit ", "run", add="--run-dir runs/scaling"),
     Rule(r"jobs status ", "run"),
-    Rule(r"^ *(for f in /dev/shm|\[ -O |find /tmp )", "read", "it removes what other programs of this user may have left"),
+    Rule(
+        r"^ *(for f in /dev/shm|\[ -O |find /tmp )", "read", "it removes what programs left"
+    ),
     Rule(r"^(sbatch|cp|set|export) ", "run"),
     Rule(r"^jq ", "run" if shutil.which("jq") else "read", "jq is not on this machine"),
 ]
@@ -153,7 +156,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 BLOCKS = all_blocks()
 #: Whole programs, which take a number of steps.
-PROGRAMS = [block for block in BLOCKS if block.language == "python" and block.text.startswith("import sys\n")]
+PROGRAMS = [block for block in BLOCKS if block.language == "python" and WHOLE in block.text]
 SHELL = [block for block in BLOCKS if block.language in ("bash", "console")]
 
 
