@@ -90,9 +90,7 @@ RULES = [
     Rule(r"jobs submit .*--(render|run-dir)", "run"),
     Rule(r"jobs submit ", "run", add="--run-dir runs/scaling"),
     Rule(r"jobs status ", "run"),
-    Rule(
-        r"^ *(for f in /dev/shm|\[ -O |find /tmp )", "read", "it removes what programs left"
-    ),
+    Rule(r"^ *(for f in /dev/shm|\[ -O |done$|find /tmp )", "read", "it removes what programs left"),
     Rule(r"^(sbatch|cp|set|export) ", "run"),
     Rule(r"^jq ", "run" if shutil.which("jq") else "read", "jq is not on this machine"),
 ]
