@@ -192,21 +192,23 @@ job_state() {
 # put back into the queue, unless nothing was saved since this start, or it was cancelled meanwhile: a job that somebody
 # ended must not come back.
 leave() {
-  local code=$1 before=$2 after=$3 restart state
+  local code=$1 before=$2 after=$3 total restart state
+  total="$after steps are saved"
+  if [ "$after" = 1 ]; then total="1 step is saved"; fi
   if [ "$code" -ne "$saved" ] && [ "$code" -ne "$hung" ] && [ "$code" -le 128 ]; then
-    say "ends with exit code $code; $after steps are saved"
+    say "ends with exit code $code; $total"
     exit "$code"
   fi
   state=$(job_state)
   if [ "$state" != RUNNING ]; then
-    say "exit code $code; $after steps are saved. Not put back into the queue, where it is ${state:-no more}"
+    say "exit code $code; $total. Not put back into the queue, where it is ${state:-no more}"
   elif [ "$after" -le "$before" ]; then
-    say "exit code $code; $after steps are saved, as many as at this start: stopping. If it ran out of time, give it more" \
+    say "exit code $code; $total, as many as at this start: stopping. If it ran out of time, give it more" \
       "(--time), or save more often (checkpoint.every); then submit it again"
   else
     restart=$(whole_number SLURM_RESTART_COUNT "${SLURM_RESTART_COUNT:-0}")
     stop_after_many "$((restart + 1))" "$code"
-    say "exit code $code; $after steps are saved. Back into the queue"
+    say "exit code $code; $total. Back into the queue"
     scontrol requeue "$(job_name)" || say "scontrol requeue failed: submit it again to go on"
   fi
   exit "$code"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from multiprocessing import util
 from typing import Any
 
@@ -31,6 +33,23 @@ def shield_workers() -> None:
     start_shielded.shields = True  # type: ignore[attr-defined]
     util.spawnv_passfds = start_shielded  # type: ignore[assignment]
     util.register_after_fork(start_shielded, _after_fork)
+    _hold_sigterm_in_forks()
+
+
+def _hold_sigterm_in_forks() -> None:
+    """Have a process that is forked find a SIGTERM that was sent to it before Python was itself again in it.
+
+    Python forgets in a new child what came until then: a worker that is ended in the moment of its start would live on.
+    """
+    masks = threading.local()
+
+    def block() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    os.register_at_fork(before=block, after_in_parent=restore, after_in_child=restore)
 
 
 def _after_fork(_: object) -> None:

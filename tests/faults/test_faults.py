@@ -114,7 +114,7 @@ def test_a_late_rank_is_waited_for(tmp_path: Path) -> None:
 def test_a_skipped_step_is_counted_and_leaves_nothing(tmp_path: Path) -> None:
     outcome = train(tmp_path, "nan:rank=1,step=5", 'exchange.nonfinite="skip"')
     assert outcome.code == 0, outcome.text
-    assert "1 steps, as a gradient held NaN" in outcome.stdout
+    assert "1 step, as a gradient held NaN" in outcome.stdout
     lines = metrics(tmp_path)
     skipped = [line for line in lines if "skipped" in line and line["kind"] == "step"]
     assert [(line["step"], line["skipped"].partition(" in ")[0]) for line in skipped] == [(6, "rank 1")]

@@ -172,7 +172,7 @@ def test_a_run_that_was_stopped_before_its_last_line_gets_it(swept: tuple[Path, 
     assert json.loads(lines[-1])["kind"] == "end"
     (run / "metrics.jsonl").write_text("".join(lines[:-1]))
     code, said = run_sweep(tmp_path)
-    assert "1 runs made, 3 were finished before" in said
+    assert "1 run made, 3 were finished before" in said
     assert code == 0, said
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["kind"] == "end"
     assert numbers(run) == numbers(directory / "sweep" / run.name)

@@ -115,7 +115,7 @@ def test_no_step_no_requeue(place: Path) -> None:
     assert train(place, CODE="75", SAVES="1")[0] == 75
     found, text = train(place, CODE="75")
     assert found == 75
-    assert "1 steps are saved, as many as at this start: stopping" in text
+    assert "1 step is saved, as many as at this start: stopping" in text
     assert read(place / "scontrol") == ["requeue 7"]
 
 
