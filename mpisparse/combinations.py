@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,6 @@ def check_options(
         raise ConfigError(
             "LBFGS compares several gradients a step, which have to be exact and finite: use it with Dense() and "
             'nonfinite="raise", or use SGD or Adam'
-        )
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ConfigError(
-            "SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam, SGD or Adagrad, "
-            "which train an nn.Embedding(sparse=True) as the whole table"
         )
     if not is_one_of(dense, DENSE_MEANS):
         raise ConfigError(f"dense {short(dense)} does not exist: use {', '.join(DENSE_MEANS)}")
@@ -168,8 +164,23 @@ def check_samples(samples: object) -> None:
         )
 
 
+def check_sparse_adam(optimizer: Optimizer, flat: FlatGradients) -> None:
+    """Raise ConfigError when SparseAdam is to train a parameter whose gradient is dense."""
+    if isinstance(optimizer, torch.optim.SparseAdam) and flat.slots:
+        raise ConfigError(
+            f"SparseAdam takes row-sparse gradients alone, and that of {flat.slots[0].name} is dense: give it the "
+            "weights of nn.Embedding and nn.EmbeddingBag with sparse=True that no other module shares, and train the "
+            "other parameters by an optimizer of their own, such as Adam, wrapped too"
+        )
+
+
 def check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:
     """Raise ConfigError when a rule is to select and the layout leaves it nothing."""
+    if not flat.slots and not sparsifier.sends_everything:
+        raise ConfigError(
+            f"{sparsifier!r} has nothing to select from: all gradients are row-sparse (nn.Embedding with sparse=True), "
+            "and those are exchanged whole. Leave the sparsifier out"
+        )
     if flat.sparse_numel == 0 and not sparsifier.sends_everything:
         raise ConfigError(
             f"{sparsifier!r} has nothing to select from: every tensor has one dimension or is small, and the layout "
@@ -177,9 +188,9 @@ def check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:
         )
 
 
-def refuse_strangers(optimizer: Optimizer, flat: FlatGradients) -> None:
+def refuse_strangers(optimizer: Optimizer, exchanged: Iterable[Tensor]) -> None:
     """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
-    known = {id(slot.parameter) for slot in flat.slots}
+    known = {id(parameter) for parameter in exchanged}
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
             if parameter.grad is not None and id(parameter) not in known:

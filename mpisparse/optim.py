@@ -27,6 +27,7 @@ from mpisparse.combinations import (
     check_options,
     check_resparsify,
     check_samples,
+    check_sparse_adam,
     refuse_strangers,
     wrong_groups,
 )
@@ -42,7 +43,8 @@ from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
 from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
 from mpisparse.rehearsal import rehearse_together
-from mpisparse.replicas import make_replicas, options_of
+from mpisparse.replicas import make_replicas, named_parameters, options_of
+from mpisparse.rows import RowGradients, row_sparse
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.wire import Wire
 from mpisparse.words import counted
@@ -51,7 +53,7 @@ from mpisparse.words import counted
 STATE_KEY = "mpisparse"
 
 #: What holds communicators and buffers, and goes when the optimizer is closed.
-_HELD = ("comm", "flat", "exchange", "_early", "_replicas")
+_HELD = ("comm", "flat", "rows", "exchange", "_early", "_replicas")
 
 
 class DistributedOptimizer(Optimizer):
@@ -75,7 +77,7 @@ class DistributedOptimizer(Optimizer):
       frees them for the next one. It cannot be copied or pickled.
 
     Args:
-        optimizer: any torch optimizer but SparseAdam. LBFGS, which wants several gradients a step, takes Dense alone.
+        optimizer: any torch optimizer; SparseAdam for embeddings with sparse=True alone. LBFGS, which wants several gradients a step, takes Dense alone.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.
@@ -182,9 +184,15 @@ class DistributedOptimizer(Optimizer):
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
         settings += [f"resparsify={comparable(resparsify)}", f"gauge={gauge!r}", f"clip_norm={clip_norm!r}"]
         settings += [self._replicas]
+        rows = row_sparse(optimizer, model)
+        names = [name for name, parameter in named_parameters(optimizer, model) if id(parameter) in rows]
+        settings.append(f"row-sparse gradients={names!r}")
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
-            self.flat = FlatGradients(parameters, layout)
+            dense_ones = [(name, parameter) for name, parameter in parameters if id(parameter) not in rows]
+            self.flat = FlatGradients(dense_ones, layout, may_be_empty=bool(rows))
+            self.rows = RowGradients([pair for pair in parameters if id(pair[1]) in rows], self.flat)
+            check_sparse_adam(optimizer, self.flat)
             check_anything_sparse(self.flat, sparsifier)
         if resparsify is not None:
             rehearse_together(self.comm, resparsify, NoMemory(), wire)
@@ -203,6 +211,7 @@ class DistributedOptimizer(Optimizer):
             resparsifier=resparsify,
             gauge=gauge,
             faults=self._faults,
+            rows=self.rows,
         )
         self._early = Early(
             self.exchange,
@@ -212,7 +221,7 @@ class DistributedOptimizer(Optimizer):
             nonfinite=nonfinite,
             say=say,
         )
-        self._versions = self.flat.versions()
+        self._versions = self._moves()
         self._watch()
 
     def expect(self, *, samples: int | None = None) -> None:
@@ -277,7 +286,8 @@ class DistributedOptimizer(Optimizer):
             if not self._skip:
                 self._apply(closure, result)
         if self._faults is not None:
-            self._faults.parameters(self.exchange.step - 1, [(slot.name, slot.parameter) for slot in self.flat.slots])
+            exchanged = [*self.flat.slots, *self.rows.tables]
+            self._faults.parameters(self.exchange.step - 1, [(one.name, one.parameter) for one in exchanged])
         if not self._skip:
             with self.phases("agree"):
                 self._replicas.step_ended(self.exchange.step)
@@ -287,16 +297,32 @@ class DistributedOptimizer(Optimizer):
     def _apply(self, closure: Callable[[], Any] | None, result: Any) -> None:
         """Step the wrapped optimizer on the mean gradient, clipped if that was asked for."""
         if self._clip_norm is not None:
-            self.grad_norm = self.flat.clip(self._clip_norm)
+            self.grad_norm = self._clip(self._clip_norm)
         if closure is None:
             self.optimizer.step()
         else:
             self.optimizer.step(self._averaged(closure, result))
 
+    def _clip(self, most: float) -> float:
+        """Scale all gradients so that their norm is at most `most`, and return what it was."""
+        norm, factor = self.flat.clip(most, self.rows.square_of_gradients())
+        if factor < 1.0:
+            self.rows.scale(factor)
+        return norm
+
+    def _moves(self) -> list[int]:
+        """Return a number for each parameter that grows when it is changed in place."""
+        return self.flat.versions() + self.rows.versions()
+
+    def _where(self, number: int) -> str:
+        """Return the name of a parameter with a bad entry: entries of the buffer are counted first, then tables."""
+        beyond = number - self.flat.buffer.numel()
+        return self.flat.where(number) if beyond < 0 else self.rows.tables[beyond].name
+
     def _applied(self) -> None:
         """Note that the mean gradient was used."""
         self._synchronized = self._skip = False
-        self._versions = self.flat.versions()
+        self._versions = self._moves()
         self._early.step_ended()
         self._watch()
 
@@ -316,7 +342,7 @@ class DistributedOptimizer(Optimizer):
                 with torch.no_grad():
                     self._synchronize(None, "raise")
                     if self._clip_norm is not None:
-                        self.flat.clip(self._clip_norm)
+                        self._clip(self._clip_norm)
             loss = losses.pop()
             return self._mean(loss) if several else loss
 
@@ -369,12 +395,13 @@ class DistributedOptimizer(Optimizer):
         news = early.news(samples)
         overlaps = News.OVERLAPS in news
         with self.phases("compute"):
-            present = self.flat.collect(sender.sent_slots())
-            refuse_strangers(self.optimizer, self.flat)
+            present = np.concatenate([self.flat.collect(sender.sent_slots()), self.rows.collect()])
+            refuse_strangers(self.optimizer, [one.parameter for one in (*self.flat.slots, *self.rows.tables)])
             if self._faults is not None:
-                self._faults.gradient(self.exchange.step, self.flat.buffer)
+                self._faults.gradient(self.exchange.step, self.flat.buffer, *self.rows.values())
             if scale is not None:
                 self.flat.buffer /= float(scale)
+                self.rows.divide(float(scale))
         if overlaps:
             sender.send_rest()
         computed = perf_counter_ns()
@@ -410,20 +437,24 @@ class DistributedOptimizer(Optimizer):
         self.skipped += 1
         self.traffic = self.exchange.no_traffic()
         self.flat.clear()
+        self.rows.clear()
 
     def _average(self, clearance: Clearance, overlaps: bool, unscaled: bool) -> None:
         """Replace the gradients by their mean. Messages that left early are weighed already."""
         if clearance.share != 1.0:
             self.flat.buffer[self.flat.sparse_numel if overlaps else 0 :] *= clearance.share
+            self.rows.weigh(clearance.share)
         untouched = self.exchange.changes_nothing and unscaled
         try:
             self.traffic = self.exchange.average(self._early.sender.received() if overlaps else None)
         except MpiSparseError:
             self._early.sender.break_off(all_have_sent=False)
             raise
-        if not untouched:
-            with self.phases("apply"):
-                self.flat.publish(clearance.present)
+        dense_ones = len(self.flat.slots)
+        with self.phases("apply"):
+            if not untouched:
+                self.flat.publish(clearance.present[:dense_ones])
+            self.rows.publish(clearance.present[dense_ones:])
 
     def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
         """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
@@ -433,15 +464,17 @@ class DistributedOptimizer(Optimizer):
             news |= News.FAILED
         if self._stop_requested:
             news |= News.STOP
-        if self.flat.versions() != self._versions:
+        if self._moves() != self._versions:
             news |= News.MOVED
         with self.phases("agree"):
             # What left early was looked at before.
             bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if News.OVERLAPS in news else 0, None))
+            bad_table = self.rows.first_bad_table() if bad is None else None
+            bad = bad if bad_table is None else self.flat.buffer.numel() + bad_table
             try:
                 clearance = clear_for_exchange(
                     self.comm,
-                    self.flat,
+                    self._where,
                     present,
                     step=exchange.step,
                     samples=samples,
@@ -537,6 +570,7 @@ class DistributedOptimizer(Optimizer):
     def _let_go(self) -> None:
         self._closed = True
         self.flat.release()
+        self.rows.release()
         for name in _HELD:
             del self.__dict__[name]
 
@@ -557,9 +591,9 @@ class DistributedOptimizer(Optimizer):
 
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            before, own = self.flat.versions(), self.flat.fresh or self._skip
+            before, own = self._moves(), self.flat.fresh or self._skip
             result = method(*args, **kwargs)
-            if self.flat.versions() == before:
+            if self._moves() == before:
                 return result
             if own and self.comm.size > 1:
                 raise MpiSparseError(
@@ -589,9 +623,10 @@ class DistributedOptimizer(Optimizer):
     def describe(self) -> str:
         """Return one line for people: what is trained, what is sent, and what is kept."""
         whole = self.flat.buffer.numel() - self.flat.sparse_numel
-        parameters, buckets = self.flat.buffer.numel(), len(self.flat.buckets)
+        parameters, buckets = self.flat.buffer.numel() + self.rows.numel, len(self.flat.buckets)
+        rows = f", {self.rows.numel} sent by rows" if self.rows.tables else ""
         return (
-            f"{counted(parameters, 'parameter')} ({whole} always dense) in {counted(buckets, 'bucket')}, "
+            f"{counted(parameters, 'parameter')} ({whole} always dense{rows}) in {counted(buckets, 'bucket')}, "
             f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, "
             f"{counted(self.comm.size, 'rank')}"
         )

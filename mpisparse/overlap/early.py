@@ -88,7 +88,7 @@ class Early:
             News.OVERLAPS: self.sender.active,
             News.UNANNOUNCED: given is not None and not self._expected,
             News.RECOUNTED: given is not None and self._expected not in ([], [given]),
-            News.CHANGED: self.exchange.flat.changed(cleared=self.sender.active),
+            News.CHANGED: self.exchange.changed(cleared=self.sender.active),
             News.REPEATED: self.sender.repeated,
             News.DISCARDED: self._discarded,
         }
@@ -107,7 +107,7 @@ class Early:
         self._discarded = False
         self.sender.share = 1.0
         self.sender.start_afresh()
-        self.exchange.flat.forget()
+        self.exchange.forget()
 
     def step_ended(self) -> None:
         """Choose for the next step. Collective where a trial comes to its end."""
@@ -145,7 +145,7 @@ class Early:
         self.refuse_while_in_the_air("zero_grad()")
         self._discarded = self._discarded or self.exchange.flat.fresh
         self.sender.start_afresh()
-        self.exchange.flat.forget()
+        self.exchange.forget()
 
     def refuse_while_in_the_air(self, what: str) -> None:
         """Raise MpiSparseError between the first message of a step and its exchange."""

@@ -12,11 +12,11 @@ import traceback
 from pathlib import Path
 
 import mpisparse as ms
-from tests import laws, laws_convex, laws_lifetime, laws_overlap, laws_program, laws_window
+from tests import laws, laws_convex, laws_lifetime, laws_overlap, laws_program, laws_rows, laws_window
 
 LAWS = {
     **laws.LAWS, **laws_overlap.LAWS, **laws_program.LAWS, **laws_convex.LAWS, **laws_window.LAWS,
-    **laws_lifetime.LAWS,
+    **laws_lifetime.LAWS, **laws_rows.LAWS,
 }  # fmt: skip
 
 #: A law that one rank never finishes ends the job with the stacks of all ranks.
