@@ -286,8 +286,7 @@ class DistributedOptimizer(Optimizer):
             if not self._skip:
                 self._apply(closure, result)
         if self._faults is not None:
-            exchanged = [*self.flat.slots, *self.rows.tables]
-            self._faults.parameters(self.exchange.step - 1, [(one.name, one.parameter) for one in exchanged])
+            self._faults.parameters(self.exchange.step - 1, self._exchanged())
         if not self._skip:
             with self.phases("agree"):
                 self._replicas.step_ended(self.exchange.step)
@@ -313,6 +312,11 @@ class DistributedOptimizer(Optimizer):
     def _moves(self) -> list[int]:
         """Return a number for each parameter that grows when it is changed in place."""
         return self.flat.versions() + self.rows.versions()
+
+    def _exchanged(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters whose gradients are exchanged, with their names."""
+        slots = [(slot.name, slot.parameter) for slot in self.flat.slots]
+        return slots + [(table.name, table.parameter) for table in self.rows.tables]
 
     def _where(self, number: int) -> str:
         """Return the name of a parameter with a bad entry: entries of the buffer are counted first, then tables."""
@@ -396,7 +400,7 @@ class DistributedOptimizer(Optimizer):
         overlaps = News.OVERLAPS in news
         with self.phases("compute"):
             present = np.concatenate([self.flat.collect(sender.sent_slots()), self.rows.collect()])
-            refuse_strangers(self.optimizer, [one.parameter for one in (*self.flat.slots, *self.rows.tables)])
+            refuse_strangers(self.optimizer, [parameter for _, parameter in self._exchanged()])
             if self._faults is not None:
                 self._faults.gradient(self.exchange.step, self.flat.buffer, *self.rows.values())
             if scale is not None:

@@ -14,8 +14,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 #: Rooms, in the order in which they may import: each from those before it alone.
 ORDER = [
     "errors", "words", "terminal", "arguments", "names", "faults", "phases", "random", "sparse", "sampler", "kernels",
-    "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "rows", "collectives", "exchange", "preflight",
-    "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard", "checkpoint", "runtime",
+    "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "rows", "collectives", "exchange",
+    "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard", "checkpoint", "runtime",
     "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
