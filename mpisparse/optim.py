@@ -77,7 +77,8 @@ class DistributedOptimizer(Optimizer):
       frees them for the next one. It cannot be copied or pickled.
 
     Args:
-        optimizer: any torch optimizer; SparseAdam for embeddings with sparse=True alone. LBFGS, which wants several gradients a step, takes Dense alone.
+        optimizer: any torch optimizer; SparseAdam for embeddings with sparse=True alone. LBFGS, which wants several
+            gradients a step, takes Dense alone.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.

@@ -157,7 +157,7 @@ class RowGradients:
 
     @torch.no_grad()
     def publish(self, present: NDArray[np.bool_]) -> None:
-        """Hand every parameter its mean as `p.grad`, a coalesced sparse tensor, or None where no rank had a gradient."""
+        """Hand every parameter its mean as `p.grad`, coalesced and sparse, or None where no rank had a gradient."""
         for table, (rows, values), there in zip(self.tables, self._means, present, strict=True):
             frozen = not table.parameter.requires_grad
             table.parameter.grad = None if frozen or not there else _sparse(table, rows, values)
