@@ -15,8 +15,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 ORDER = [
     "errors", "words", "terminal", "arguments", "names", "faults", "phases", "random", "sparse", "sampler", "kernels",
     "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "flat", "rows", "collectives", "exchange",
-    "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard", "checkpoint", "runtime",
-    "training", "bench", "tools", "cli",
+    "preflight", "combinations", "rehearsal", "overlap", "replicas", "divergence", "optim", "shard", "checkpoint",
+    "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
