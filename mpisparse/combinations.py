@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,6 @@ def check_options(
         raise ConfigError(
             "LBFGS compares several gradients a step, which have to be exact and finite: use it with Dense() and "
             'nonfinite="raise", or use SGD or Adam'
-        )
-    if isinstance(optimizer, torch.optim.SparseAdam):
-        raise ConfigError(
-            "SparseAdam takes torch's sparse gradients, and averaged gradients are dense: use Adam, SGD or Adagrad, "
-            "which train an nn.Embedding(sparse=True) as the whole table"
         )
     if not is_one_of(dense, DENSE_MEANS):
         raise ConfigError(f"dense {short(dense)} does not exist: use {', '.join(DENSE_MEANS)}")
@@ -174,8 +170,23 @@ def check_samples(samples: object) -> None:
         )
 
 
+def check_sparse_adam(optimizer: Optimizer, flat: FlatGradients) -> None:
+    """Raise ConfigError when SparseAdam is to train a parameter whose gradient is dense."""
+    if isinstance(optimizer, torch.optim.SparseAdam) and flat.slots:
+        raise ConfigError(
+            f"SparseAdam takes row-sparse gradients alone, and that of {flat.slots[0].name} is dense: give it the "
+            "weights of nn.Embedding and nn.EmbeddingBag with sparse=True that no other module shares, and train the "
+            "other parameters by an optimizer of their own, such as Adam, wrapped too"
+        )
+
+
 def check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:
     """Raise ConfigError when a rule is to select and the layout leaves it nothing."""
+    if not flat.slots and not sparsifier.sends_everything:
+        raise ConfigError(
+            f"{sparsifier!r} has nothing to select from: all gradients are row-sparse (nn.Embedding with sparse=True), "
+            "and those are exchanged whole. Leave the sparsifier out"
+        )
     if flat.sparse_numel == 0 and not sparsifier.sends_everything:
         raise ConfigError(
             f"{sparsifier!r} has nothing to select from: every tensor has one dimension or is small, and the layout "
@@ -183,9 +194,9 @@ def check_anything_sparse(flat: FlatGradients, sparsifier: Sparsifier) -> None:
         )
 
 
-def refuse_strangers(optimizer: Optimizer, flat: FlatGradients) -> None:
+def refuse_strangers(optimizer: Optimizer, exchanged: Iterable[Tensor]) -> None:
     """Raise ConfigError for a gradient that no exchange would average, so that replicas would part silently."""
-    known = {id(slot.parameter) for slot in flat.slots}
+    known = {id(parameter) for parameter in exchanged}
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
             if parameter.grad is not None and id(parameter) not in known:
@@ -195,19 +206,20 @@ def refuse_strangers(optimizer: Optimizer, flat: FlatGradients) -> None:
                 )
 
 
-def refuse_replaced(model: nn.Module, flat: FlatGradients, absent: set[int]) -> None:
+def refuse_replaced(model: nn.Module, exchanged: Sequence[tuple[str, Tensor]], absent: set[int]) -> None:
     """Raise ConfigError where the model trains another parameter than the optimizer, which would train no more.
 
     Args:
-        absent: numbers of slots that have no gradient.
+        exchanged: names and parameters whose gradients are exchanged.
+        absent: places of those that have no gradient.
     """
-    names, known = plain_names(model), {id(slot.parameter) for slot in flat.slots}
+    names, known = plain_names(model), {id(parameter) for _, parameter in exchanged}
     now = {names[name]: parameter for name, parameter in model.named_parameters()}
-    for slot in (flat.slots[number] for number in sorted(absent)):
-        parameter = now.get(slot.name)
+    for name in (exchanged[number][0] for number in sorted(absent)):
+        parameter = now.get(name)
         if parameter is not None and parameter.grad is not None and id(parameter) not in known:
             raise ConfigError(
-                f"parameter {slot.name} of the model was replaced by another after the optimizer was wrapped, and the "
+                f"parameter {name} of the model was replaced by another after the optimizer was wrapped, and the "
                 "optimizer would go on with the old one: convert and change the model first, then make the optimizer "
                 "and wrap it"
             )

@@ -20,7 +20,8 @@ from mpisparse.kernels.source import HostSource
 from mpisparse.memory import Memory
 from mpisparse.names import fitted
 from mpisparse.phases import Phases
-from mpisparse.sparse import SparseVector
+from mpisparse.rows import RowGradients, Table, mean_rows
+from mpisparse.sparse import Indices, SparseVector
 from mpisparse.sparsifiers import Sparsifier, Tracked
 from mpisparse.wire import Expectation, Wire
 from mpisparse.words import counted
@@ -77,8 +78,10 @@ class GradientExchange:
         resparsifier: Sparsifier | None = None,
         gauge: bool = False,
         faults: Faults | None = None,
+        rows: RowGradients | None = None,
     ) -> None:
         self.flat = flat
+        self.rows = rows or RowGradients([], flat)
         self.sparsifier = sparsifier
         self.memory = memory
         self.kept = memory.start(flat.buffer.numel(), flat.sparse_numel, like=flat.vector)
@@ -134,20 +137,21 @@ class GradientExchange:
             payload += sent
             incoming += sum(message.size for message in theirs) - sent
         incoming += sum(self._average_whole(bucket) for bucket in whole)
+        rows_sent, rows_received, rows_count = self._average_rows()
         self.step += 1
         entries = sum(bucket.numel for bucket in whole)
         return replace(
             self.no_traffic(),
-            payload=payload + self.dense_mean.width * entries,
-            received=incoming,
-            count=count + entries,
-            messages=len(sparse),
+            payload=payload + self.dense_mean.width * entries + rows_sent,
+            received=incoming + rows_received,
+            count=count + entries + rows_count,
+            messages=len(sparse) + len(self.rows.tables),
             squares=self._take_squares(),
         )
 
     def no_traffic(self) -> Traffic:
         """Return what a step moves that is skipped: nothing, where a dense exchange would have moved the gradient."""
-        size, numel = self.collective.comm.size, self.flat.buffer.numel()
+        size, numel = self.collective.comm.size, self.flat.buffer.numel() + self.rows.numel
         return Traffic(payload=0, received=0, dense=2 * (size - 1) * 4 * numel // size, count=0, numel=numel)
 
     def compress(self, bucket: Bucket, gradient: Anywhere = None) -> Bytes:
@@ -207,11 +211,11 @@ class GradientExchange:
         with self.phases("exchange"):
             return self.collective.gather(messages, failure) if messages else []
 
-    def _refuse_overflow(self, place: int) -> None:
+    def _refuse_overflow(self, name: str) -> None:
         """Raise NonFiniteError, on all ranks as all hold the same mean: finite gradients add up to infinity."""
         raise alike(
             NonFiniteError(
-                f"after {counted(self.step, 'step')} the sum over ranks overflows float32 in {self.flat.where(place)}: "
+                f"after {counted(self.step, 'step')} the sum over ranks overflows float32 in {name}: "
                 "lower the learning rate, or scale the loss down"
             )
         )
@@ -224,7 +228,7 @@ class GradientExchange:
             # The memory left zeros here.
             bad = mean_into(self.flat.vector[bucket.place], sparse, comm.size)
             if bad is not None:
-                self._refuse_overflow(bucket.start + bad)
+                self._refuse_overflow(self.flat.where(bucket.start + bad))
             if self.resparsifier is not None:
                 self._resparsify(bucket, self.resparsifier.at(self.step))
             return sparse[comm.rank].count
@@ -234,12 +238,73 @@ class GradientExchange:
         try:
             return wire.decode(message, Expectation(self.step, bucket.index, rank, bucket.numel))
         except WireError as error:
-            comm = self.collective.comm
-            raise WireError(
-                f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for bucket {bucket.index} "
-                f"after {counted(self.step, 'step')}: {error}. No parameter changed, but memories count the step as "
-                "sent: go on from a checkpoint, and if it comes again look at that node's memory and network"
-            ) from error
+            raise self._unusable(rank, f"bucket {bucket.index}", error) from error
+
+    def _unusable(self, rank: int, what: str, error: WireError) -> WireError:
+        """Return the error for a message of `rank` that cannot be used."""
+        comm = self.collective.comm
+        return WireError(
+            f"rank {comm.rank} of {comm.size} cannot use what came from rank {rank} for {what} "
+            f"after {counted(self.step, 'step')}: {error}. No parameter changed, but memories count the step as "
+            "sent: go on from a checkpoint, and if it comes again look at that node's memory and network"
+        )
+
+    def _average_rows(self) -> tuple[int, int, int]:
+        """Average row-sparse gradients, and return the bytes sent, the bytes that came in, and the entries sent."""
+        tables = self.rows.tables
+        if not tables:
+            return 0, 0, 0
+        if self.gauge:
+            square = self.rows.square()
+            self._note_squares(square, square)
+        received = self._gather(*self._encode_rows())
+        sent = incoming = count = 0
+        means = []
+        with self.phases("decode"), np.errstate(over="ignore", invalid="ignore"):
+            for table, messages in zip(tables, received, strict=True):
+                own = messages[self.collective.comm.rank].size
+                sent += own
+                incoming += sum(message.size for message in messages) - own
+                parts = [self._decode_rows(table, message, rank) for rank, message in enumerate(messages)]
+                count += parts[self.collective.comm.rank][1].size
+                means.append(mean_rows(parts))
+                if not np.isfinite(means[-1][1]).all():
+                    self._refuse_overflow(table.name)
+        self.rows.keep_means(means)
+        return sent, incoming, count
+
+    def _encode_rows(self) -> tuple[list[Bytes], MpiSparseError | None]:
+        """Return this rank's messages of rows, or why it has none: the others, on their way here, must hear."""
+        with self.phases("encode"):
+            try:
+                messages = self.rows.encode(self.step, self.collective.comm.rank)
+            except MpiSparseError as error:
+                return [np.empty(0, np.uint8) for _ in self.rows.tables], error
+        if self.faults is not None:
+            faults, tables = self.faults, self.rows.tables
+            pairs = zip(tables, messages, strict=True)
+            messages = [faults.message(self.step, table.bucket, message) for table, message in pairs]
+        return messages, None
+
+    def _decode_rows(self, table: Table, message: Bytes, rank: int) -> tuple[Indices, NDArray[np.float32]]:
+        """Return the rows that a rank sent, or raise WireError with all that is known of where they came from."""
+        try:
+            return self.rows.decode(table, message, self.step, rank)
+        except WireError as error:
+            raise self._unusable(rank, f"the rows of {table.name}", error) from error
+
+    def changed(self, cleared: bool) -> bool:
+        """Return True when gradients were changed after backward had finished them.
+
+        Args:
+            cleared: whether one that was set to None counts.
+        """
+        return self.flat.changed(cleared) or self.rows.changed(cleared)
+
+    def forget(self) -> None:
+        """Begin a step: no backward pass has finished a gradient in it."""
+        self.flat.forget()
+        self.rows.forget()
 
     def _resparsify(self, bucket: Bucket, rule: Sparsifier) -> None:
         """Replace the mean by a sparser one, the same on all ranks: their one random stream is no rank's own."""
@@ -251,7 +316,7 @@ class GradientExchange:
         source.sent(chosen)
         bad = mean_into(mean, [chosen], 1)
         if bad is not None:
-            self._refuse_overflow(bucket.start + bad)
+            self._refuse_overflow(self.flat.where(bucket.start + bad))
 
     def _average_whole(self, bucket: Bucket) -> int:
         """Average a bucket that is sent whole, and return the bytes that came in."""
@@ -274,7 +339,7 @@ class GradientExchange:
         with self.phases("decode"):
             bad = self.flat.first_bad_entry(bucket.place)
         if bad is not None:
-            self._refuse_overflow(bad)
+            self._refuse_overflow(self.flat.where(bad))
         return incoming
 
     def state_dict(self) -> dict[str, object]:

@@ -105,10 +105,11 @@ class Faults:
         for fault in self._due(step, "late", *_SIGNALS, "exception", "leave", "loop"):
             _happen(fault)
 
-    def gradient(self, step: int, vector: Tensor) -> None:
-        """Spoil the gradient, a flat buffer."""
+    def gradient(self, step: int, *parts: Tensor) -> None:
+        """Spoil the first entry of the gradient, whatever it is made of."""
         for _ in self._due(step, "nan"):
-            vector[0] = float("nan")
+            first = next(part for part in parts if part.numel())
+            first.view(-1)[0] = float("nan")
 
     def message(self, step: int, bucket: int, message: Bytes) -> Bytes:
         """Return what this rank is to send in place of `message`."""

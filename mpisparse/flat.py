@@ -112,15 +112,17 @@ class FlatGradients:
       as it is, and the next `collect` finds that it shows something else.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, Tensor]], layout: Layout) -> None:
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, Tensor]], layout: Layout, *, may_be_empty: bool = False
+    ) -> None:
         named = [(name, p) for name, p in named_parameters if p.requires_grad]
         _refuse_complex(named)
-        if not named:
+        if not named and not may_be_empty:
             raise ConfigError("no parameter requires a gradient: there is nothing to exchange")
         sparse = [(name, p) for name, p in named if not layout.is_dense(p)]
         dense = [(name, p) for name, p in named if layout.is_dense(p)]
         self.slots = tuple(_slots(sparse + dense))
-        self.buffer = torch.zeros(self.slots[-1].stop, dtype=torch.float32, device=_common_device(named))
+        self.buffer = torch.zeros(sum(p.numel() for _, p in named), dtype=torch.float32, device=_common_device(named))
         self.sparse_numel = sum(p.numel() for _, p in sparse)
         self.buckets = tuple(_buckets(self.slots, len(sparse), layout))
         self._slot_of = {id(slot.parameter): slot for slot in self.slots}
@@ -197,22 +199,25 @@ class FlatGradients:
         bad = first_bad_entry(self.vector[place])
         return None if bad is None else (place.start or 0) + bad
 
-    def clip(self, most: float) -> float:
-        """Scale all gradients so that their norm is at most `most`, and return what it was.
+    def clip(self, most: float, others: float = 0.0) -> tuple[float, float]:
+        """Scale all gradients so that their norm is at most `most`; return what it was, and the factor, at most 1.
 
         The same bits on any number of threads, as each rank clips by itself and replicas have to stay equal.
+
+        Args:
+            others: squared norm of gradients that are not in the buffer, and have to be scaled by the same factor.
         """
         present = self.collect()
         pieces = [self.vector[start : start + _PIECE] for start in range(0, self.buffer.numel(), _PIECE)]
-        norm = math.sqrt(sum(forgotten(piece).square() for piece in pieces))
+        norm = math.sqrt(sum((forgotten(piece).square() for piece in pieces), others))
         if not math.isfinite(norm):
             raise alike(NonFiniteError(f"the norm of the mean gradient is {norm}: look at what changed the mean"))
         # As torch.nn.utils.clip_grad_norm_ has it.
-        factor = most / (norm + 1e-6)
+        factor = min(1.0, most / (norm + 1e-6))
         if factor < 1.0:
             self.buffer *= factor
             self.publish(present)
-        return norm
+        return norm, factor
 
     def changed(self, cleared: bool = True) -> bool:
         """Return True when a gradient was replaced or changed in place after backward had finished it.
@@ -387,7 +392,7 @@ def _refuse_complex(named: list[tuple[str, Tensor]]) -> None:
 
 def _common_device(named: list[tuple[str, Tensor]]) -> torch.device:
     devices = {parameter.device for _, parameter in named}
-    alone = devices.pop()
+    alone = devices.pop() if devices else torch.device("cpu")
     return alone if not devices and alone.type == "cuda" else torch.device("cpu")
 
 

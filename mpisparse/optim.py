@@ -26,6 +26,7 @@ from mpisparse.combinations import (
     check_options,
     check_resparsify,
     check_samples,
+    check_sparse_adam,
     evaluates_closures,
     refuse_replaced,
     refuse_strangers,
@@ -43,7 +44,8 @@ from mpisparse.overlap import Early, Overlap, check_overlap, say_on_stderr
 from mpisparse.phases import Phases
 from mpisparse.preflight import Clearance, News, NonFinite, clear_for_exchange
 from mpisparse.rehearsal import rehearse_together
-from mpisparse.replicas import make_replicas, options_of
+from mpisparse.replicas import make_replicas, named_parameters, options_of
+from mpisparse.rows import RowGradients, row_sparse
 from mpisparse.sparsifiers import Dense, Sparsifier
 from mpisparse.tensors import bits_of
 from mpisparse.wire import Wire
@@ -53,7 +55,7 @@ from mpisparse.words import counted
 STATE_KEY = "mpisparse"
 
 #: What holds communicators and buffers, and goes when the optimizer is closed.
-_HELD = ("comm", "flat", "exchange", "_early", "_replicas")
+_HELD = ("comm", "flat", "rows", "exchange", "_early", "_replicas")
 
 
 class _Skipped(Exception):  # noqa: N818 - nothing is wrong: all ranks leave a step that none of them takes
@@ -81,7 +83,8 @@ class DistributedOptimizer(Optimizer):
       frees them for the next one. It cannot be copied or pickled.
 
     Args:
-        optimizer: any torch optimizer but SparseAdam. LBFGS, which wants several gradients a step, takes Dense alone.
+        optimizer: any torch optimizer; SparseAdam for embeddings with sparse=True alone. LBFGS, which wants several
+            gradients a step, takes Dense alone.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.
@@ -190,9 +193,15 @@ class DistributedOptimizer(Optimizer):
         settings = [sparsifier, memory, wire, layout, f"dense={dense!r}", f"nonfinite={nonfinite!r}", f"seed={seed}"]
         settings += [f"resparsify={comparable(resparsify)}", f"gauge={gauge!r}", f"clip_norm={clip_norm!r}"]
         settings += [self._replicas]
+        rows = row_sparse(optimizer, model)
+        names = [name for name, parameter in named_parameters(optimizer, model) if id(parameter) in rows]
+        settings.append(f"row-sparse gradients={names!r}")
         parameters = make_replicas(self.comm, optimizer, model, [*settings, f"overlap={overlap!r}"])
         with agreed(self.comm):
-            self.flat = FlatGradients(parameters, layout)
+            dense_ones = [(name, parameter) for name, parameter in parameters if id(parameter) not in rows]
+            self.flat = FlatGradients(dense_ones, layout, may_be_empty=bool(rows))
+            self.rows = RowGradients([pair for pair in parameters if id(pair[1]) in rows], self.flat)
+            check_sparse_adam(optimizer, self.flat)
             check_anything_sparse(self.flat, sparsifier)
         second = [] if resparsify is None else [(resparsify, NoMemory())]
         news = rehearse_together(self.comm, wire, *second, (sparsifier, memory))
@@ -210,6 +219,7 @@ class DistributedOptimizer(Optimizer):
             resparsifier=resparsify,
             gauge=gauge,
             faults=self._faults,
+            rows=self.rows,
         )
         self._early = Early(
             self.exchange,
@@ -219,7 +229,7 @@ class DistributedOptimizer(Optimizer):
             nonfinite=nonfinite,
             say=say,
         )
-        self._versions = self.flat.versions()
+        self._versions = self._moves()
         self._watch()
 
     def expect(self, *, samples: int | None = None) -> None:
@@ -298,7 +308,9 @@ class DistributedOptimizer(Optimizer):
     def _clip(self) -> None:
         if self._clip_norm is not None and not self._skip:
             with self.phases("apply"):
-                self.grad_norm = self.flat.clip(self._clip_norm)
+                self.grad_norm, factor = self.flat.clip(self._clip_norm, self.rows.square_of_gradients())
+                if factor < 1.0:
+                    self.rows.scale(factor)
 
     def _step_by_closure(self, closure: Callable[[], Any], samples: int | None) -> Any:
         """Let the wrapped optimizer evaluate the closure when it likes, and exchange the gradient each time.
@@ -319,15 +331,15 @@ class DistributedOptimizer(Optimizer):
                 self._clip()
                 return self._mean(results[-1])
 
-        if self._synchronized or self.flat.holds_unaveraged():
+        if self._synchronized or self._holds_unaveraged():
             self._exchange_for_step(samples)
-        before = self.flat.versions()
+        before = self._moves()
         try:
             with self.phases("apply"):
                 if not self._skip:
                     self.optimizer.step(evaluate)
         except _Skipped:
-            if self.flat.versions() != before:
+            if self._moves() != before:
                 raise alike(
                     NonFiniteError(
                         f"the gradient of evaluation {len(results)} in step() holds NaN or infinity on "
@@ -339,16 +351,30 @@ class DistributedOptimizer(Optimizer):
 
     def _end_step(self) -> None:
         if self._faults is not None:
-            self._faults.parameters(self.exchange.step - 1, [(slot.name, slot.parameter) for slot in self.flat.slots])
+            self._faults.parameters(self.exchange.step - 1, self._exchanged())
         if not self._skip:
             with self.phases("agree"):
                 self._replicas.step_ended(self.exchange.step)
         self._applied()
 
+    def _moves(self) -> list[tuple[int, int]]:
+        """Return for each parameter what changes when it is changed in place, or gets other memory."""
+        return self.flat.versions() + self.rows.versions()
+
+    def _exchanged(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters whose gradients are exchanged, with their names."""
+        slots = [(slot.name, slot.parameter) for slot in self.flat.slots]
+        return slots + [(table.name, table.parameter) for table in self.rows.tables]
+
+    def _where(self, number: int) -> str:
+        """Return the name of a parameter with a bad entry: entries of the buffer are counted first, then tables."""
+        beyond = number - self.flat.buffer.numel()
+        return self.flat.where(number) if beyond < 0 else self.rows.tables[beyond].name
+
     def _applied(self) -> None:
         """Note that the mean gradient was used."""
         self._synchronized = self._skip = False
-        self._versions = self.flat.versions()
+        self._versions = self._moves()
         self._early.step_ended()
         self._watch()
 
@@ -405,14 +431,15 @@ class DistributedOptimizer(Optimizer):
         news = early.news(samples)
         overlaps = News.OVERLAPS in news
         with self.phases("compute"):
-            present = self.flat.collect(sender.sent_slots())
-            refuse_strangers(self.optimizer, self.flat)
+            present = np.concatenate([self.flat.collect(sender.sent_slots()), self.rows.collect()])
+            refuse_strangers(self.optimizer, [parameter for _, parameter in self._exchanged()])
             self._look_at_absent(present)
             if self._faults is not None:
-                self._faults.gradient(self.exchange.step, self.flat.buffer)
+                self._faults.gradient(self.exchange.step, self.flat.buffer, *self.rows.values())
             if scale is not None:
                 # By a tensor beside it: CUDA multiplies by the reciprocal of a number on the host.
                 self.flat.buffer /= scale.to(self.flat.buffer)
+                self.rows.divide(scale)
         if overlaps:
             sender.send_rest()
         computed = perf_counter_ns()
@@ -438,7 +465,7 @@ class DistributedOptimizer(Optimizer):
         """Look whether parameters that have no gradient, as none was missing before, are in the model still."""
         absent = set() if present.all() else set(np.flatnonzero(~present).tolist())
         if absent - self._absent:
-            refuse_replaced(self._replicas.model, self.flat, absent - self._absent)
+            refuse_replaced(self._replicas.model, self._exchanged(), absent - self._absent)
         self._absent = absent
 
     def _look_at(self, news: News) -> None:
@@ -458,20 +485,24 @@ class DistributedOptimizer(Optimizer):
         self.skipped += 1
         self.traffic = self.exchange.no_traffic()
         self.flat.clear()
+        self.rows.clear()
 
     def _average(self, clearance: Clearance, overlaps: bool, unscaled: bool) -> None:
         """Replace the gradients by their mean. Messages that left early are weighed already."""
         if clearance.share != 1.0:
             self.flat.buffer[self.flat.sparse_numel if overlaps else 0 :] *= clearance.share
+            self.rows.weigh(clearance.share)
         untouched = self.exchange.changes_nothing and unscaled
         try:
             self.traffic = self.exchange.average(self._early.sender.received() if overlaps else None)
         except MpiSparseError:
             self._early.sender.break_off(all_have_sent=False)
             raise
-        if not untouched:
-            with self.phases("apply"):
-                self.flat.publish(clearance.present)
+        dense_ones = len(self.flat.slots)
+        with self.phases("apply"):
+            if not untouched:
+                self.flat.publish(clearance.present[:dense_ones])
+            self.rows.publish(clearance.present[dense_ones:])
 
     def _clear(self, present: NDArray[np.bool_], samples: int | None, nonfinite: NonFinite, news: News) -> Clearance:
         """Return what all ranks decided about this step, or raise on all of them why it cannot be taken."""
@@ -481,16 +512,18 @@ class DistributedOptimizer(Optimizer):
             news |= News.FAILED
         if self._stop_requested:
             news |= News.STOP
-        if self.flat.versions() != self._versions:
+        if self._moves() != self._versions:
             news |= News.MOVED
         with self.phases("agree"):
             # What left early was looked at before.
             looked_at = News.OVERLAPS in news and News.RECALLED not in news
             bad = self.flat.first_bad_entry(slice(self.flat.sparse_numel if looked_at else 0, None))
+            bad_table = self.rows.first_bad_table() if bad is None else None
+            bad = bad if bad_table is None else self.flat.buffer.numel() + bad_table
             try:
                 clearance = clear_for_exchange(
                     self.comm,
-                    self.flat,
+                    self._where,
                     present,
                     step=exchange.step,
                     samples=samples,
@@ -586,6 +619,7 @@ class DistributedOptimizer(Optimizer):
     def _let_go(self) -> None:
         self._closed = True
         self.flat.release()
+        self.rows.release()
         for name in _HELD:
             del self.__dict__[name]
 
@@ -609,12 +643,12 @@ class DistributedOptimizer(Optimizer):
             # Once closed, nothing here is concerned.
             if self._closed:
                 return method(*args, **kwargs)
-            own = self._skip or (not self._synchronized and self.flat.holds_unaveraged())
+            own = self._skip or (not self._synchronized and self._holds_unaveraged())
             looks = own or self._synchronized
-            before, bits = self.flat.versions(), self._bits() if looks else []
+            before, bits = self._moves(), self._bits() if looks else []
             result = method(*args, **kwargs)
             # What is changed through `.data`, or by a fused kernel, counts no version.
-            if self.flat.versions() == before and (not looks or self._bits() == bits):
+            if self._moves() == before and (not looks or self._bits() == bits):
                 return result
             if own and self.comm.size > 1:
                 raise MpiSparseError(
@@ -629,7 +663,11 @@ class DistributedOptimizer(Optimizer):
         return call
 
     def _bits(self) -> list[int]:
-        return [bits_of(slot.parameter) for slot in self.flat.slots]
+        return [bits_of(parameter) for _, parameter in self._exchanged()]
+
+    def _holds_unaveraged(self) -> bool:
+        """Return True when there is a gradient, of autograd or the user, that no exchange averaged."""
+        return self.flat.holds_unaveraged() or self.rows.holds_unaveraged()
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be copied or pickled: a copy would share the communicators, and feed on the same gradients."""
@@ -647,9 +685,10 @@ class DistributedOptimizer(Optimizer):
     def describe(self) -> str:
         """Return one line for people: what is trained, what is sent, and what is kept."""
         whole = self.flat.buffer.numel() - self.flat.sparse_numel
-        parameters, buckets = self.flat.buffer.numel(), len(self.flat.buckets)
+        parameters, buckets = self.flat.buffer.numel() + self.rows.numel, len(self.flat.buckets)
+        rows = f", {self.rows.numel} sent by rows" if self.rows.tables else ""
         return (
-            f"{counted(parameters, 'parameter')} ({whole} always dense) in {counted(buckets, 'bucket')}, "
+            f"{counted(parameters, 'parameter')} ({whole} always dense{rows}) in {counted(buckets, 'bucket')}, "
             f"{self.exchange.sparsifier!r}, {self.exchange.memory!r}, {self.exchange.wire!r}, "
             f"{counted(self.comm.size, 'rank')}"
         )

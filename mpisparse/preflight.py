@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Literal
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from mpisparse.comm import Communicator, require_same
 from mpisparse.errors import ConfigError, MpiSparseError, NonFiniteError, RankMismatchError, alike
-from mpisparse.flat import FlatGradients
 from mpisparse.words import counted
 
 NonFinite = Literal["raise", "skip"]
@@ -50,7 +50,7 @@ class News(IntFlag):
 class Clearance:
     """What all ranks decided.
 
-    present: parameters that have a gradient on some rank, bool of shape (len(slots),).
+    present: parameters that have a gradient on some rank, bool of shape (parameters,).
     share: factor that makes the plain mean over ranks a mean over samples: samples here * ranks / samples in all.
     skip: the step is not to be taken, on any rank. bad: where gradients hold NaN or infinity, if any do.
     news: what any rank had to tell.
@@ -65,7 +65,7 @@ class Clearance:
 
 def clear_for_exchange(
     comm: Communicator,
-    flat: FlatGradients,
+    where: Callable[[int], str],
     present: NDArray[np.bool_],
     *,
     step: int,
@@ -78,12 +78,13 @@ def clear_for_exchange(
     """Return what all ranks decided about this step. Collective, one small Allgather.
 
     Args:
+        where: names the parameter of a bad entry.
         present: which parameters have a gradient on this rank.
         step: this rank's count of steps.
         samples: how many samples stand behind this rank's gradient; None when all ranks have equally many.
         options: the optimizer's, such as the learning rate: replicas would part if they differed.
         nonfinite: what to do when a gradient holds NaN or infinity.
-        bad_entry: where in the buffer this rank's first one is, if anywhere.
+        bad_entry: a number for where this rank's first one is, if anywhere.
         news: of this rank.
 
     Raises:
@@ -103,11 +104,11 @@ def clear_for_exchange(
     told |= _look_for_contradictions(reports[:, _NEWS], told, reports[:, _SAMPLES])
     bad = reports[:, _BAD_ENTRY]
     if (bad != _NONE).any() and nonfinite == "raise":
-        raise alike(NonFiniteError(_describe_bad_entries(flat, bad, step, told)))
+        raise alike(NonFiniteError(_describe_bad_entries(where, bad, step, told)))
     union = np.bitwise_or.reduce(reports[:, _PRESENT:], axis=0)
     share = _share(comm, reports[:, _SAMPLES])
-    skip, where = bool((bad != _NONE).any()), _bad_places(flat, bad)
-    return Clearance(_unpack(union, present.size), share, skip=skip, news=told, bad=where)
+    skip, places = bool((bad != _NONE).any()), _bad_places(where, bad)
+    return Clearance(_unpack(union, present.size), share, skip=skip, news=told, bad=places)
 
 
 def share_ahead(comm: Communicator, step: int, samples: int | None) -> float:
@@ -165,8 +166,8 @@ def _require_same_step(steps: NDArray[np.int64]) -> None:
         )
 
 
-def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int, told: News) -> str:
-    found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(flat, bad)}. "
+def _describe_bad_entries(where: Callable[[int], str], bad: NDArray[np.int64], step: int, told: News) -> str:
+    found = f"after {counted(step, 'step')} the gradient holds NaN or infinity on {_bad_places(where, bad)}. "
     if News.OVERLAPS in told and News.RECALLABLE not in told:
         return found + (
             "No parameter changed, but other buckets were on their way, and memories count them as sent: go on from a "
@@ -178,8 +179,8 @@ def _describe_bad_entries(flat: FlatGradients, bad: NDArray[np.int64], step: int
     )
 
 
-def _bad_places(flat: FlatGradients, bad: NDArray[np.int64]) -> str:
-    places = [f"rank {rank} in {flat.where(int(entry))}" for rank, entry in enumerate(bad) if entry != _NONE]
+def _bad_places(where: Callable[[int], str], bad: NDArray[np.int64]) -> str:
+    places = [f"rank {rank} in {where(int(entry))}" for rank, entry in enumerate(bad) if entry != _NONE]
     return "; ".join(places)
 
 

@@ -89,7 +89,7 @@ class Early:
             given: samples, as given with the exchange.
         """
         active, sender = self.sender.active, self.sender
-        changed = self.exchange.flat.changed(cleared=active)
+        changed = self.exchange.changed(cleared=active)
         if active and sender.recallable and changed:
             sender.recall()
         found = {
@@ -118,7 +118,7 @@ class Early:
         self._discarded = False
         self.sender.share = 1.0
         self.sender.start_afresh()
-        self.exchange.flat.forget()
+        self.exchange.forget()
 
     def step_ended(self) -> None:
         """Choose for the next step. Collective where a trial comes to its end."""
@@ -151,7 +151,7 @@ class Early:
         self.refuse_while_in_the_air("zero_grad()")
         self._discarded = self._discarded or self.exchange.flat.fresh
         self.sender.throw_away()
-        self.exchange.flat.forget()
+        self.exchange.forget()
 
     def refuse_while_in_the_air(self, what: str) -> None:
         """Raise MpiSparseError between the first message of a step and its exchange, if it cannot be taken back."""

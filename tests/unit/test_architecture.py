@@ -15,8 +15,8 @@ PACKAGE = CHECKOUT / "mpisparse"
 ORDER = [
     "version", "errors", "files", "words", "terminal", "arguments", "names", "faults", "phases", "random",
     "sparse", "sampler", "kernels", "tensors", "comparable", "sparsifiers", "memory", "wire", "comm", "metrics",
-    "loading", "flat", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap", "replicas",
-    "divergence", "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
+    "loading", "flat", "rows", "collectives", "exchange", "preflight", "combinations", "rehearsal", "overlap",
+    "replicas", "divergence", "optim", "shard", "checkpoint", "runtime", "training", "bench", "tools", "cli",
 ]  # fmt: skip
 
 
