@@ -225,7 +225,7 @@ HOSTILE = {
     "a long hexadecimal": "seed = 0x" + "f" * 100_000,
     "beyond 64 bits": "seed = 9223372036854775808",
     "beyond floats": "[optimizer]\nlr = 1e999",
-    "a byte order mark": "\ufeffname = 1",
+    "two byte order marks": "\ufeff\ufeffname = 1",
 }
 
 
@@ -237,6 +237,15 @@ def test_hostile_toml_is_a_config_error(name: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"^[^\n]*it\.toml is no TOML file: [^\n]+$") as caught:
             read(path)
         assert len(str(caught.value)) < 500
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    """Editors on other systems begin files with one."""
+    path = tmp_path / "it.toml"
+    path.write_text(CONFIG, encoding="utf-8")
+    config = read_config(path)
+    path.write_text(CONFIG, encoding="utf-8-sig")
+    assert read_config(path) == config
 
 
 @pytest.mark.parametrize(
