@@ -11,12 +11,22 @@ from pydantic import ConfigDict, Field, model_validator
 from mpisparse.training.section import DurationField, Section, unknown_key, unknown_name
 
 
+#: Optimizers of torch that programs can wrap, and why runs by configuration cannot have them.
+_IN_PROGRAMS = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it trains nothing but embeddings",
+}
+
+
 def optimizer_options() -> dict[str, set[str]]:
-    """Return the names of torch's optimizers, and the options of each."""
+    """Return the names of the optimizers that runs can have, and the options of each."""
     return {
         name: set(inspect.signature(kind).parameters) - {"params"}
         for name, kind in vars(torch.optim).items()
-        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+        if inspect.isclass(kind)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
+        and name not in _IN_PROGRAMS
     }
 
 
@@ -31,6 +41,11 @@ class Optimizer(Section):
     @model_validator(mode="after")
     def _check_options(self) -> Optimizer:
         kinds = optimizer_options()
+        if self.name in _IN_PROGRAMS:
+            raise ValueError(
+                f"no run trains by {self.name}: {_IN_PROGRAMS[self.name]}. Wrap it in a program of your own "
+                "(docs/user-guide.md)"
+            )
         if self.name not in kinds:
             raise ValueError(unknown_name("optimizer", self.name, kinds))
         for key in self.options:
