@@ -10,12 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
 from tests.paths import CHECKOUT
+from tests.warm import Server
 
 #: What Open MPI needs to run as root and with more ranks than cores; the other libraries do not look at it.
 _OPEN_MPI = {
@@ -70,15 +72,50 @@ def kill_tree(process: int) -> None:
     for victim in doomed:
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
+    if server.cache_info().currsize:
+        server().end_abandoned()
+
+
+@cache
+def server() -> Server:
+    """Return the server of this process's tests, started when the first of them asks for it."""
+    return Server(environment())
+
+
+def forked(command: Sequence[str], env: Mapping[str, str] | None = None) -> list[str]:
+    """Return a command that runs the same programs by forks of a warm server (`tests.warm`), where there are any.
+
+    Args:
+        command: Python or `mpisparse`, or mpirun with a number of ranks before one of them; others come back unchanged.
+        env: what the job's environment has beyond this one's; changed so that imports would differ, nothing is forked.
+    """
+    before = list(command[:3]) if Path(command[0]).name == "mpirun" and command[1] == "-n" else []
+    program, *arguments = command[len(before) :]
+    if program == "mpisparse":
+        arguments = [str(Path(sys.executable).with_name(program)), *arguments]
+    elif program != sys.executable:
+        return list(command)
+    if not arguments or not server().may_start(environment(env)):
+        return list(command)
+    return [*before, *server().command(arguments)]
 
 
 def run(
-    command: Sequence[str], *, timeout: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> Outcome:
-    """Return how `command` ended; one that outlives `timeout` seconds is killed with all its children, and fails."""
+    """Return how `command` ended; one that outlives `timeout` seconds is killed with all its children, and fails.
+
+    Args:
+        fresh: start Python anew, for what a warm server's fork would not show: launches, groups of processes, imports.
+    """
     begin = monotonic()
     child = subprocess.Popen(
-        command,
+        command if fresh else forked(command, env),
         cwd=cwd or CHECKOUT,
         env=environment(env),
         stdin=subprocess.DEVNULL,
@@ -97,7 +134,13 @@ def run(
 
 
 def mpirun(
-    size: int, *arguments: str, timeout: float = 120.0, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    size: int,
+    *arguments: str,
+    timeout: float = 120.0,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    fresh: bool = False,
 ) -> Outcome:
-    """Return how `mpirun -n SIZE python ARGUMENTS` ended."""
-    return run([find_mpirun(), "-n", str(size), sys.executable, *arguments], timeout=timeout, cwd=cwd, env=env)
+    """Return how `mpirun -n SIZE python ARGUMENTS` ended; see `run`."""
+    command = [find_mpirun(), "-n", str(size), sys.executable, *arguments]
+    return run(command, timeout=timeout, cwd=cwd, env=env, fresh=fresh)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import environment, find_mpirun, kill_tree, mpirun
+from tests.launch import environment, find_mpirun, forked, kill_tree, mpirun
 from tests.paths import CHECKOUT
 
 PROGRAM = CHECKOUT / "examples" / "resume.py"
@@ -23,7 +23,7 @@ def options(directory: Path, workers: int) -> list[str]:
 
 
 def results(output: str) -> list[str]:
-    found = sorted(re.findall(rf"rank \d+: {STEPS} steps, .*", output))
+    found = sorted(re.findall(rf"rank \d+: {STEPS} steps, epoch \d+, sum of parameters -?[\d.]+(?:e-?\d+)?", output))
     assert len(found) == 2, output
     return found
 
@@ -57,7 +57,7 @@ def test_a_program_that_is_killed_goes_on_within_the_epoch_with_the_same_bits(tm
 
 def kill_once_saved(directory: Path, step: int, workers: int, cwd: Path) -> None:
     """Start the program, and kill all its processes at once when it has saved the step or a later one."""
-    command = [find_mpirun(), "-n", "2", sys.executable, *options(directory, workers)]
+    command = forked([find_mpirun(), "-n", "2", sys.executable, *options(directory, workers)])
     with (cwd / "output").open("w") as output:
         job = subprocess.Popen(
             command, cwd=cwd, env=environment(), stdout=output, stderr=output, start_new_session=True

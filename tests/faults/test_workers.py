@@ -44,7 +44,7 @@ if __name__ == "__main__": main(sys.argv[1])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_outlive_what_is_sent_to_the_whole_rank_and_still_end_by_sigterm(method: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    outcome = run([sys.executable, "program.py", method], timeout=200, cwd=tmp_path)
+    outcome = run([sys.executable, "program.py", method], timeout=200, cwd=tmp_path, fresh=True)
     assert outcome.code == 0, outcome.text
     assert outcome.stdout == "SIGUSR1 24 -15\n", outcome.text
     assert "Traceback" not in outcome.stderr, outcome.text

@@ -146,6 +146,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         site.write_text(site.read_text().replace("CHANGE_ME", "mine"))
     (path / "bin").mkdir()
     (path / "scratch").mkdir()
+    launch.server().write_program(path / "bin")
     for name, text in {"sbatch": SBATCH, "squeue": "#!/bin/sh\n"}.items():
         (path / "bin" / name).write_text(text)
         (path / "bin" / name).chmod(0o755)

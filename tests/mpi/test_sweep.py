@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.launch import environment, find_mpirun, kill_tree, run
+from tests.launch import environment, find_mpirun, forked, kill_tree, run
 from tests.paths import CHECKOUT
 from tests.rundirs import states
 
@@ -197,7 +197,7 @@ def test_a_killed_sweep_goes_on_where_it_was(swept: tuple[Path, str], tmp_path: 
     (tmp_path / "study.toml").write_text(STUDY)
     command = [find_mpirun(), "-n", "2", "mpisparse", "sweep", str(tmp_path / "study.toml")]
     child = subprocess.Popen(
-        [*command, "--run-dir", str(tmp_path / "sweep")],
+        forked([*command, "--run-dir", str(tmp_path / "sweep")]),
         cwd=CHECKOUT,
         env=environment(),
         stdout=subprocess.DEVNULL,

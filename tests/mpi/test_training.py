@@ -15,7 +15,7 @@ import torch
 from mpisparse.checkpoint import verify
 from mpisparse.phases import NAMES
 from mpisparse.words import counted
-from tests.launch import Outcome, environment, find_mpirun, kill_tree, mpirun, run
+from tests.launch import Outcome, environment, find_mpirun, forked, kill_tree, mpirun, run
 from tests.paths import CHECKOUT
 from tests.rundirs import assert_same_end, read_lines, states
 
@@ -95,7 +95,7 @@ def kill_after_checkpoint(config: Path, directory: Path, step: int, *options: st
     """Start a run, and kill all of it at once when a checkpoint of `step` or later is there."""
     command = [find_mpirun(), "-n", "2", "mpisparse", "train", str(config), "--run-dir", str(directory), *options]
     child = subprocess.Popen(
-        command, cwd=config.parent, env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        forked(command), cwd=config.parent, env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
