@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field, model_validator
 
 from mpisparse.training.section import DurationField, Section, unknown_key, unknown_name
 
-
 #: Optimizers of torch that programs can wrap, and why runs by configuration cannot have them.
 _IN_PROGRAMS = {
     "LBFGS": "it evaluates the loss several times a step",
