@@ -78,7 +78,7 @@ print(grown(0), grown(64))
 
 @pytest.mark.skipif(heap() is None, reason="this C library does not tell what is allocated")
 def test_a_process_that_keeps_64_bytes_a_step_is_caught() -> None:
-    outcome = run([sys.executable, "-c", LEAK], timeout=120, env={**os.environ, "PYTHONMALLOC": "malloc"})
+    outcome = run([sys.executable, "-c", LEAK], timeout=120, env={**os.environ, "PYTHONMALLOC": "malloc"}, fresh=True)
     assert outcome.code == 0, outcome.text
     without, planted = map(float, outcome.stdout.split())
     # Over the 470 steps that are looked at: what 2**19 bytes over 8,000 steps come to.

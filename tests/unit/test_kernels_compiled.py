@@ -26,7 +26,7 @@ print(largest_bits.stats.cache_path)
 
 def say(**environ: str) -> list[str]:
     """Return what the program prints in a process of its own."""
-    outcome = run([sys.executable, "-c", PROGRAM], timeout=120, env={**os.environ, **environ})
+    outcome = run([sys.executable, "-c", PROGRAM], timeout=120, env={**os.environ, **environ}, fresh=True)
     assert outcome.code == 0, outcome.text
     return outcome.stdout.splitlines()
 

@@ -126,7 +126,7 @@ print(growth(looks[6:]) / (24 * (passes // 30)))
 
 @pytest.mark.parametrize("passes", [1200, pytest.param(30_000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_passes_of_a_process_with_mpi_leave_no_bytes(passes: int) -> None:
-    outcome = run([sys.executable, "-c", PASSES, str(passes)], timeout=1100, env=environment())
+    outcome = run([sys.executable, "-c", PASSES, str(passes)], timeout=1100, env=environment(), fresh=True)
     assert outcome.code == 0, outcome.text
     # Each thread that is made leaves 300 bytes and more in such a process, and a pass would make four.
     assert float(outcome.stdout) < 150, outcome.text

@@ -62,6 +62,6 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_no_kernel_is_compiled_in_a_step(options: str) -> None:
-    outcome = run([sys.executable, "-c", PROGRAM.format(options=options)], timeout=120)
+    outcome = run([sys.executable, "-c", PROGRAM.format(options=options)], timeout=120, fresh=True)
     assert outcome.code == 0, outcome.text
     assert "none was late" in outcome.stdout

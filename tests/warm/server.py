@@ -84,8 +84,8 @@ class Forks:
         """Return what to start in each process that was forked, and None in the server when its input has ended."""
         while True:
             for key, _ in self._selector.select():
-                if key.fileobj not in self._selector.get_map():
-                    continue  # Closed on the way.
+                if self._selector.get_map().get(key.fd) is not key:
+                    continue  # Closed on the way, by what came before it.
                 if key.fileobj is sys.stdin:
                     self._kill_all()
                     return None
