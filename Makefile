@@ -26,7 +26,7 @@ train: setup
 # Jobs on real ranks, and Slurm's most of all, wait more than they compute, so that three processes keep two cores busy.
 # What takes longest comes first.
 test: lint
-	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile tests/slurm tests/mpi tests/faults tests/unit
+	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder tests/slurm tests/mpi tests/faults tests/unit
 
 test-all: test
 	$(BIN)/python -m pytest -m long
