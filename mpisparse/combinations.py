@@ -78,7 +78,7 @@ def check_options(
     _refuse_wrapped(optimizer)
     if isinstance(optimizer, torch.optim.LBFGS) and not (sparsifier.sends_everything and nonfinite == "raise"):
         raise ConfigError(
-            "LBFGS compares several gradients a step, which have to be exact and finite: use it with Dense() and "
+            "LBFGS compares several gradients per step, which have to be exact and finite: use it with Dense() and "
             'nonfinite="raise", or use SGD or Adam'
         )
     if not is_one_of(dense, DENSE_MEANS):

@@ -84,7 +84,7 @@ class DistributedOptimizer(Optimizer):
 
     Args:
         optimizer: any torch optimizer; SparseAdam for embeddings with sparse=True alone. LBFGS, which wants several
-            gradients a step, takes Dense alone.
+            gradients per step, takes Dense alone.
         model: what `optimizer` trains.
         sparsifier: what to send; everything by default.
         memory: what to keep of the rest; by default what the sparsifier needs.
@@ -274,7 +274,7 @@ class DistributedOptimizer(Optimizer):
         if closure is not None and self._evaluates_closures:
             return self._step_by_closure(closure, samples)
         if isinstance(self.optimizer, torch.optim.LBFGS):
-            raise ConfigError("LBFGS evaluates the loss several times a step: give step() a closure that does so")
+            raise ConfigError("LBFGS evaluates the loss several times per step: give step() a closure that does so")
         result = None
         if closure is not None:
             with torch.enable_grad():

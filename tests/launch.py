@@ -51,7 +51,7 @@ def find_mpirun() -> str:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return this environment for a job: one thread a rank, nothing of a launcher that may have started pytest."""
+    """Return this environment for a job: one thread per rank, nothing of a launcher that may have started pytest."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_", "OMPI_COMM", "SLURM_", "HYDI_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return {**kept, **_OPEN_MPI, "PATH": path, "PYTHONPATH": str(CHECKOUT), **(extra or {})}

@@ -31,7 +31,7 @@ _SCALING = [
 _SETTINGS = ("data.name", "model.name", "training.length", "training.batch", "training.global_batch", "optimizer.name",
              "optimizer.lr", "schedule.name", "seed")  # fmt: skip
 _ENVIRONMENT = {"library": "MPI library", "hosts": "nodes", "host": "node of rank 0", "processors": "processors",
-                "threads": "threads a rank", "quotas": "cores by quota", "platform": "platform", "torch": "torch",
+                "threads": "threads per rank", "quotas": "cores by quota", "platform": "platform", "torch": "torch",
                 "mpisparse": "mpisparse"}  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from mpisparse.words import counted
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What to measure: entries of the vector, densities, threads a rank, repetitions, seconds for one case."""
+    """What to measure: entries of the vector, densities, threads per rank, repetitions, seconds for one case."""
 
     sizes: Sequence[int]
     densities: Sequence[float]

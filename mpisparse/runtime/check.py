@@ -74,7 +74,7 @@ def _threads(surroundings: Surroundings) -> Finding:
         for ranks, cores in groups:
             if threads > 1 and threads * ranks > cores:
                 hint = f"more threads than the {counted(cores, 'core')} of {ranks} of the ranks: unset OMP_NUM_THREADS"
-    found = f"{threads} a rank ({surroundings.threads_reason}), level {surroundings.thread_level}"
+    found = f"{threads} per rank ({surroundings.threads_reason}), level {surroundings.thread_level}"
     return Finding("threads", not hint, found, hint)
 
 

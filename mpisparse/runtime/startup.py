@@ -45,7 +45,7 @@ class Surroundings:
         return (
             f"mpisparse {self.mpisparse} | {counted(self.ranks, 'rank')} on {counted(self.nodes, 'node')} | "
             f"{self.library} ({self.standard}), thread level {self.thread_level} | "
-            f"{counted(self.threads, 'thread')} a rank ({self.threads_reason})"
+            f"{counted(self.threads, 'thread')} per rank ({self.threads_reason})"
         )
 
 

@@ -157,10 +157,10 @@ def summary_rows(metrics: Mapping[str, float], totals: Mapping[str, Any], size: 
         ("test accuracy", f"{metrics['accuracy']:.2%}"),
         ("time", f"{totals['wall']:.1f} s for {counted(totals['steps'], 'step')}"),
         *_troubles(totals),
-        ("of which a rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
+        ("of which per rank", ", ".join(f"{name} {seconds[name]:.1f} s" for name in shown)),
         *hidden,
         ("density sent", f"{totals['count'] / max(1, totals['entries']):.2%} of entries"),
-        ("message", f"{bytes_text(totals['payload'] / max(1, totals['steps']) / size)} a rank and step"),
+        ("message", f"{bytes_text(totals['payload'] / max(1, totals['steps']) / size)} per rank and step"),
     ]
     if size > 1:
         less = totals["dense"] / max(1, totals["received"])

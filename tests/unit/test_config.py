@@ -72,7 +72,7 @@ def path(tmp_path: Path) -> Path:
         ("optimizer.name=sgd", "optimizer: no optimizer 'sgd'. Did you mean 'SGD'? Valid names: "),
         ("optimizer.name=Adamw", "no optimizer 'Adamw'. Did you mean 'AdamW'?"),
         ("optimizer.name=adam-w", "Did you mean 'AdamW'?"),
-        ("optimizer.name=LBFGS", "no run trains by LBFGS: it evaluates the loss several times a step."),
+        ("optimizer.name=LBFGS", "no run trains by LBFGS: it evaluates the loss several times per step."),
         ("optimizer.name=3", "optimizer.name: Input should be text in quotes, not 3"),
         ("sparsifier.name=Top-K", "sparsifier.name: no such name 'Top-K'. Did you mean 'topk'?"),
         ("resparsify={name='TOPK'}", "resparsify.name: no such name 'TOPK'. Did you mean 'topk'?"),

@@ -31,7 +31,8 @@ class Server:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = {**environment, "OMP_NUM_THREADS": "1"}
-        self._folder = tempfile.mkdtemp(prefix="mpisparse-warm-")
+        # The path of a socket has 107 characters at most, which TMPDIR may have alone.
+        self._folder = tempfile.mkdtemp(prefix="mpisparse-warm-", dir="/tmp")
         self._socket = str(Path(self._folder) / "socket")
         # Its standard input tells it when this process is gone, however that ends.
         self._process = subprocess.Popen(
@@ -48,6 +49,8 @@ class Server:
 
     def may_start(self, environment: Mapping[str, str]) -> bool:
         """Return True when a program with this environment is the same if it is forked."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"tests.warm.server has ended with exit code {self._process.returncode}: see above why")
         mine = {k: v for k, v in self._environment.items() if k.startswith(_READ_AT_IMPORT)}
         theirs = {k: v for k, v in environment.items() if k.startswith(_READ_AT_IMPORT)}
         return {**theirs, "OMP_NUM_THREADS": theirs.get("OMP_NUM_THREADS", "1")} == mine

@@ -12,7 +12,7 @@ from mpisparse.training.section import DurationField, Section, unknown_key, unkn
 
 #: Optimizers of torch that programs can wrap, and why runs by configuration cannot have them.
 _IN_PROGRAMS = {
-    "LBFGS": "it evaluates the loss several times a step",
+    "LBFGS": "it evaluates the loss several times per step",
     "SparseAdam": "it trains nothing but embeddings",
 }
 
